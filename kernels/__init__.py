@@ -1,0 +1,1 @@
+"""The arithmetic: a plain torch reference for every operation, and the choice of faster ones."""

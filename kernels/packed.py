@@ -1,0 +1,51 @@
+"""Block-quantised weights as they lie in a GGUF file: Q4_0 and Q8_0, packed in memory for their whole life.
+
+A block is 32 weights along the input axis (formats.md section 0; asr.md section 14.2):
+Q4_0 is 18 bytes: float16 scale, then 16 bytes whose low nibbles are weights 0..15 and high nibbles 16..31,
+value = (nibble - 8) * scale.  Q8_0 is 34 bytes: float16 scale, then 32 int8, value = int8 * scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+BLOCK_WEIGHTS = 32
+BLOCK_BYTES = {"q4_0": 18, "q8_0": 34}
+
+PackedFormat = Literal["q4_0", "q8_0"]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A weight matrix [out, in] in packed blocks; read-only and shared by all streams."""
+
+    format: PackedFormat
+    blocks: Tensor
+    """uint8 [out, in / 32, block bytes], contiguous; may be a view of a mapped file."""
+
+    def __post_init__(self) -> None:
+        expected = BLOCK_BYTES[self.format]
+        if self.blocks.dtype != torch.uint8 or self.blocks.ndim != 3 or self.blocks.shape[2] != expected:
+            raise ValueError(f"{self.format} needs uint8 [out, in / 32, {expected}], not {tuple(self.blocks.shape)}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in), in weights."""
+        return self.blocks.shape[0], self.blocks.shape[1] * BLOCK_WEIGHTS
+
+    @property
+    def device(self) -> torch.device:
+        """Where the blocks are."""
+        return self.blocks.device
+
+    def to(self, device: torch.device) -> PackedWeight:
+        """Return the same weight on `device`; no copy if it is there already."""
+        return PackedWeight(self.format, self.blocks.to(device))
+
+
+Weight = Tensor | PackedWeight
+"""A matrix [out, in], dense or packed."""

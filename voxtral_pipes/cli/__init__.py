@@ -1,0 +1,1 @@
+"""The commands: options, descriptors, signals and exit codes."""

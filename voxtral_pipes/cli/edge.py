@@ -1,0 +1,249 @@
+"""The edge of the process: descriptors, signals, log lines and exit codes, the same for every command.
+
+Nothing here imports numpy or torch: `main` sets the signal handlers first and imports the stage afterwards.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import signal
+import stat
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from voxtral_pipes.errors import OutputError, TruncatedError, UsageError, VoxError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from voxtral_pipes.cli.options import Parser
+    from voxtral_pipes.formats.frame import Frame
+    from voxtral_pipes.stages.base import Hello, Stage
+
+STDIN, STDOUT = 0, 1
+_interrupted = False
+
+
+class Log:
+    """Lines on stderr: `vx-mel: message`."""
+
+    def __init__(self, command: str, level: int = 1) -> None:
+        self.command = command
+        self.level = level
+
+    def error(self, message: str) -> None:
+        """Print the one line of an error; never suppressed."""
+        self._line(message)
+
+    def warn(self, message: str) -> None:
+        """Print what the user should know although work goes on; not under -q."""
+        if self.level >= 1:
+            self._line(f"warning: {message}")
+
+    def note(self, message: str) -> None:
+        """Print what was chosen; under -v only."""
+        if self.level >= 2:
+            self._line(message)
+
+    def _line(self, message: str) -> None:
+        # One line whatever the message holds: names and frames come from outside.
+        text = "".join(c if c.isprintable() else "?" for c in message.replace("\n", " "))
+        try:
+            os.write(2, f"{self.command}: {text}\n".encode(errors="replace"))
+        except OSError:
+            return  # stderr is gone: nobody is left to tell
+
+
+def run(parser: Parser, work: Callable[[argparse.Namespace, Log], int]) -> int:
+    """Run a command: parse, work, and turn everything that can happen into an exit status.
+
+    `work` returns the status; the errors it raises are printed here, in one line, unless it has reported them.
+    """
+    log = Log(parser.prog)
+    try:
+        _set_signals()
+        args = parser.parse_args()
+        log.level = _level(args)
+        return work(args, log)
+    except BrokenPipeError:
+        return _die_of(signal.SIGPIPE)
+    except VoxError as error:
+        log.error(str(error))
+        return error.status
+    except SystemExit:
+        raise
+    except Exception as error:
+        return internal_error(error, log)
+
+
+def internal_error(error: Exception, log: Log) -> int:
+    """Report what should not happen in one line; the traceback under -v."""
+    log.error(str(explain(error)))
+    if log.level >= 2:
+        traceback.print_exc()
+    return 1
+
+
+def explain(error: Exception) -> VoxError:
+    """Turn any exception into one with a message for the user."""
+    if isinstance(error, VoxError):
+        return error
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return VoxError("out of memory; use a smaller or quantised model, or another --device")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return VoxError(f"{where}{error.strerror or error}")
+    lines = str(error).splitlines()
+    said = f": {lines[0]}" if lines else ""
+    return VoxError(f"internal error, {type(error).__name__}{said} (run with -v for the traceback, and report it)")
+
+
+def _level(args: argparse.Namespace) -> int:
+    if args.quiet:
+        return 0
+    if args.verbose:
+        return 2
+    return {"quiet": 0, "verbose": 2}.get(os.environ.get("VX_LOG", ""), 1)
+
+
+def _set_signals() -> None:
+    """Make the first Ctrl-C harmless where stdin is a pipe (design.md section 9).
+
+    The recorder dies of it, its EOF reaches this process, and the tail comes out.  A second one, or SIGTERM, ends
+    the process by the signal itself.  A SIGINT that the shell has set to be ignored stays ignored.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # writes raise BrokenPipeError instead
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        return
+    signal.signal(signal.SIGINT, _first_interrupt if stdin_is_pipe() else signal.SIG_DFL)
+
+
+def _first_interrupt(number: int, frame: FrameType | None) -> None:
+    global _interrupted
+    _interrupted = True
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def stdin_is_pipe() -> bool:
+    """Tell whether stdin is a pipe or socket."""
+    try:
+        mode = os.fstat(STDIN).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def is_regular(descriptor: int) -> bool:
+    """Tell whether a descriptor is a regular file: such input is not live."""
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
+def _die_of(number: signal.Signals) -> int:
+    """End by a signal, so that the shell sees 128 + number."""
+    # Whatever Python still holds for stdout must not be written, nor complained about, at exit.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, STDOUT)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return 128 + number  # not reached where the default action is to end the process
+
+
+def open_stdin() -> io.BufferedReader:
+    """Return stdin for binary reading.
+
+    Raises:
+        UsageError: stdin is a terminal or closed.
+    """
+    try:
+        os.fstat(STDIN)
+    except OSError as error:
+        raise UsageError("stdin is closed; pipe something in") from error
+    if os.isatty(STDIN):
+        raise UsageError("stdin is a terminal; pipe something in, or try --help")
+    return open(STDIN, "rb", buffering=1 << 16, closefd=False)
+
+
+class Output:
+    """stdout: whole writes, one per frame or text, no buffer to lose."""
+
+    def __init__(self, *, binary: bool, force: bool = False) -> None:
+        if binary and not force and os.isatty(STDOUT):
+            raise UsageError("stdout is a terminal and the output is binary; redirect it, pipe it, or say -f")
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data`.
+
+        Raises:
+            BrokenPipeError: the reader has gone away.
+            OutputError: the disk is full or the device fails.
+        """
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(STDOUT, view) :]
+            except BlockingIOError:
+                select.select([], [STDOUT], [])
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                if error.errno == errno.EPIPE:
+                    raise BrokenPipeError from error
+                raise OutputError(f"cannot write to stdout: {error.strerror}") from error
+
+
+def write_frames(frames: Iterable[Frame], output: Output) -> None:
+    """Send frames, each in a write of its own."""
+    from voxtral_pipes.formats.frame import encode
+
+    for frame in frames:
+        output.write(encode(frame))
+
+
+def filter_frames(name: str, hello: Hello, make: Callable[[], Stage], args: Any, log: Log) -> int:
+    """Run a stage from stdin to stdout: the body of every command that reads and writes frames.
+
+    `hello` is what the output will nominally be: it opens the pipe if the stage itself cannot be made, so that the
+    error can travel to the commands behind.
+    """
+    from voxtral_pipes.formats.frame import FrameReader
+    from voxtral_pipes.stages.base import Drive, Outgoing
+
+    source = open_stdin()
+    output = Output(binary=True, force=args.force)
+    outgoing = Outgoing(name)
+    said_hello = False
+    try:
+        drive = Drive(make(), passing_errors(FrameReader(source), log), report=log.error)
+        for frame in drive.run():
+            write_frames([frame], output)
+            said_hello = True
+        return 1 if drive.failed else 0
+    except (BrokenPipeError, OutputError):
+        raise
+    except Exception as error:
+        if isinstance(error, TruncatedError) and _interrupted:
+            return _die_of(signal.SIGINT)  # Ctrl-C reached the command before this one too
+        status = internal_error(error, log)
+        if not said_hello:
+            write_frames([outgoing.hello(hello, 16000)], output)
+        write_frames([outgoing.error(explain(error))], output)
+        return status
+
+
+def passing_errors(frames: Iterable[Frame], log: Log) -> Iterable[Frame]:
+    """Yield frames; under -v, print the errors that come from commands before this one."""
+    for frame in frames:
+        if frame.kind == "error":
+            log.note(f"{frame.fields.get('by', 'input')}: {frame.fields.get('msg', 'failed')}")
+        yield frame
+
+

@@ -1,0 +1,97 @@
+"""The options every command shares, declared once: help, man pages and defaults come from here.
+
+No import of numpy or torch: `--help` must start at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import NoReturn
+
+from voxtral_pipes import __version__
+from voxtral_pipes.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with exact option names only and one-line errors."""
+
+    def __init__(self, prog: str, description: str, example: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"example:\n  {example}\n\nman {prog} says more.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.example = example
+
+    def error(self, message: str) -> NoReturn:
+        """Turn a parse error into the one line that the edge prints."""
+        raise UsageError(f"{message} (try {self.prog} --help)")
+
+
+def add_general(parser: Parser, *, binary_output: bool = True) -> None:
+    """Add the options that every command has."""
+    group = parser.add_argument_group("general options")
+    if binary_output:
+        group.add_argument(
+            "-f", "--force", action="store_true", help="write binary frames even if stdout is a terminal"
+        )
+    group.add_argument("-q", "--quiet", action="store_true", help="print errors only (VX_LOG=quiet)")
+    group.add_argument("-v", "--verbose", action="store_true", help="say what is chosen and done (VX_LOG=verbose)")
+    group.add_argument("-h", "--help", action="help", help="show this help and exit")
+    group.add_argument("--version", action="version", version=f"{parser.prog} {__version__}")
+
+
+def add_model(parser: Parser, *, what: str, variable: str, tokenizer: bool = False) -> None:
+    """Add -m, which names the model; `what` says what is taken from it."""
+    group = parser.add_argument_group("model options")
+    group.add_argument(
+        "-m",
+        "--model",
+        metavar="PATH",
+        help=f"{what}: a model directory, a .gguf file, a directory of shards, or the name of a model in the "
+        f"cache (else ${variable}, else the one model in the cache)",
+    )
+    if tokenizer:
+        group.add_argument(
+            "--tokenizer", metavar="FILE", help="tekken.json to use instead of the one beside the weights"
+        )
+
+
+def add_device(parser: Parser) -> None:
+    """Add --device and --dtype."""
+    group = parser.add_argument_group("device options")
+    group.add_argument(
+        "--device",
+        metavar="DEVICE",
+        default=os.environ.get("VX_DEVICE", "auto"),
+        help="auto, cpu, cuda or cuda:N; auto takes CUDA where it is found (VX_DEVICE)",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "f32", "bf16"),
+        default=os.environ.get("VX_DTYPE", "auto"),
+        help="arithmetic; auto is f32 while the weights of the stage are small (up to 256 MiB as stored), "
+        "else bf16 (VX_DTYPE)",
+    )
+
+
+def positive(text: str) -> int:
+    """Parse an option that counts something."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return value
+
+
+def natural(text: str) -> int:
+    """Parse an option that may be zero."""
+    if text.strip() == "0":
+        return 0
+    return positive(text)

@@ -1,0 +1,97 @@
+"""Hyperparameters as frozen dataclasses.  Values are read from model files, never retyped elsewhere.
+
+Defaults are the published ones of Voxtral-Mini-4B-Realtime-2602 (asr.md sections 3, 4, 7, 9 and 13).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from voxtral_pipes.errors import BadModelError
+
+DELAYS_MS = (*range(80, 1201, 80), 2400)
+"""Transcription delays the model was published for."""
+
+
+def exact_div(total: int, part: int, what: str) -> int:
+    """Divide where a remainder would mean that the settings do not fit together."""
+    if part <= 0 or total % part:
+        raise BadModelError(f"{what}: {total} is not a multiple of {part}")
+    return total // part
+
+
+@dataclass(frozen=True, slots=True)
+class AudioConfig:
+    """The audio front end: `tekken.json: audio` and `audio_encoding_args` of params.json."""
+
+    rate_hz: int = 16000
+    frame_rate_hz: float = 12.5
+    n_mels: int = 128
+    hop_samples: int = 160
+    window_samples: int = 400
+    log_mel_max: float = 1.5
+    """Anchor of the log floor (floor = log_mel_max - 8); nothing is clipped from above."""
+    delay_ms: int = 480
+    left_pad_tokens: int = 32
+
+    @property
+    def token_samples(self) -> int:
+        """Samples per decoder position (1280)."""
+        samples = self.rate_hz / self.frame_rate_hz
+        if samples != int(samples):
+            raise BadModelError(f"{self.rate_hz} Hz does not divide into {self.frame_rate_hz} tokens a second")
+        return int(samples)
+
+    @property
+    def token_frames(self) -> int:
+        """Mel frames per decoder position (8)."""
+        return exact_div(self.token_samples, self.hop_samples, "samples per token and hop")
+
+    @property
+    def token_ms(self) -> int:
+        """Milliseconds per decoder position (80)."""
+        return exact_div(1000 * self.token_samples, self.rate_hz, "milliseconds per token")
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """The causal audio encoder (asr.md sections 5 to 8)."""
+
+    n_mels: int = 128
+    dim: int = 1280
+    n_layers: int = 32
+    n_heads: int = 32
+    head_dim: int = 64
+    hidden_dim: int = 5120
+    window: int = 750
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-5
+    downsample: int = 4
+    """Encoder positions concatenated into one decoder position."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """The text decoder (asr.md section 9)."""
+
+    dim: int = 3072
+    n_layers: int = 26
+    n_heads: int = 32
+    n_kv_heads: int = 8
+    head_dim: int = 128
+    hidden_dim: int = 9216
+    window: int = 8192
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-5
+    vocab_size: int = 131072
+    ada_dim: int = 32
+    """Width of the time-conditioning MLP that scales the FFN norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class AsrConfig:
+    """Everything about one speech recognition model."""
+
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
