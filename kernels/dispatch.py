@@ -1,0 +1,82 @@
+"""Where computation happens: the device, the arithmetic, and which kernel does an operation.
+
+Models import the operations from here and nowhere else, so a faster kernel is chosen in this one place.  Every
+choice can be read with `describe`; nothing is chosen by catching an exception.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from voxtral_pipes.errors import UnsupportedError, UsageError
+from voxtral_pipes.kernels.reference import attention, embedding, head, linear, rms_norm, rotate, swiglu
+
+SMALL_BYTES = 256 << 20
+"""Up to this many stored bytes, float32 costs nothing that matters, and `auto` takes it."""
+
+KERNELS = ("auto", "triton", "torch")
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn auto, cpu, cuda or cuda:N into a device that exists.
+
+    Raises:
+        UsageError: it is no device name.
+        UnsupportedError: it is one, and not here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
+        raise UsageError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UnsupportedError(f"--device {name}: torch finds no CUDA device here; use --device cpu")
+    if int(number or 0) >= torch.cuda.device_count():
+        raise UnsupportedError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices")
+    # TF32 has 10 bits of mantissa: float32 asked for must be float32 got, in convolutions too.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device("cuda", int(number or 0))
+
+
+def pick_dtype(name: str, stored_bytes: int) -> torch.dtype:
+    """Turn auto, f32 or bf16 into a torch dtype; `stored_bytes` is what the weights of the stage take on disk."""
+    if name == "auto":
+        return torch.float32 if stored_bytes <= SMALL_BYTES else torch.bfloat16
+    if name not in ("f32", "bf16"):
+        raise UsageError(f"--dtype {name!r} is none of auto, f32, bf16")
+    return torch.float32 if name == "f32" else torch.bfloat16
+
+
+def check_kernels() -> None:
+    """Refuse a VX_KERNELS that cannot be obeyed."""
+    wanted = os.environ.get("VX_KERNELS", "auto")
+    if wanted not in KERNELS:
+        raise UsageError(f"VX_KERNELS={wanted!r} is none of {', '.join(KERNELS)}")
+    if wanted == "triton":
+        raise UnsupportedError("VX_KERNELS=triton: no Triton kernels are built yet; unset it or say torch")
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """Say in one line what was chosen."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return f"computing in {str(dtype).removeprefix('torch.')} on {where} with plain torch kernels"
+
+
+__all__ = [
+    "attention",
+    "check_kernels",
+    "describe",
+    "embedding",
+    "head",
+    "linear",
+    "pick_device",
+    "pick_dtype",
+    "rms_norm",
+    "rotate",
+    "swiglu",
+]

@@ -1,0 +1,150 @@
+"""The text decoder: one embedding and one token in, one token out, every 80 ms (asr.md sections 9 and 11).
+
+    input[p] = audio[p] + E[token[p]]       token[p] = prompt[p] while p < L, then the output of p - 1
+    blocks with ffn_norm scaled by (1 + A_l), A_l = U_l gelu(D_l t(delay)); window 8192
+    logits   = E rms(h, norm), float32
+
+Carried between calls: the ring of keys and values and the position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from voxtral_pipes.config import DecoderConfig
+from voxtral_pipes.kernels import dispatch as ops
+from voxtral_pipes.kernels.packed import Weight
+from voxtral_pipes.models.cache import RingKV, Rotary
+from voxtral_pipes.models.layers import Block, Linear, dense
+
+EMBEDDING = "mm_streams_embeddings.embedding_module.tok_embeddings.weight"
+TIME_THETA = 10000.0
+
+
+@dataclass(slots=True)
+class DecoderState:
+    """What one lockstep batch of streams carries; owned by its caller, changed only by `Decoder.step`."""
+
+    kv: RingKV
+    ffn_norms: tuple[Tensor, ...]
+    """Per layer [dim]: the FFN norm with the conditioning on this stream's delay folded in; shared, read-only."""
+    position: int
+
+
+def time_embedding(delay_tokens: int, dim: int) -> Tensor:
+    """Return t(delay), float32 [dim]: cosines first, then sines, of delay * 10000^(-2i / dim)."""
+    rates = torch.exp(-math.log(TIME_THETA) * torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+    angles = delay_tokens * rates
+    return torch.cat((angles.cos(), angles.sin())).to(torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Weights of the decoder; read-only and shared by all streams."""
+
+    config: DecoderConfig
+    embedding: Weight
+    """[vocab, dim], also the head."""
+    blocks: tuple[Block, ...]
+    conditions: tuple[tuple[Linear, Linear], ...]
+    """Per layer D_l [ada_dim, dim] and U_l [dim, ada_dim]."""
+    norm: Tensor
+    rotary: Rotary
+    device: torch.device
+    dtype: torch.dtype
+    _ffn_norms: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Weight], config: DecoderConfig) -> Decoder:
+        """Assemble from tensors under their Mistral names, all on one device."""
+        norm = dense(tensors["norm.weight"])
+        layers = range(config.n_layers)
+        return cls(
+            config=config,
+            embedding=tensors[EMBEDDING],
+            blocks=tuple(Block.of(tensors, f"layers.{i}.", config.head_dim, config.norm_eps) for i in layers),
+            conditions=tuple(
+                (
+                    Linear.of(tensors, f"layers.{i}.ada_rms_norm_t_cond.0"),
+                    Linear.of(tensors, f"layers.{i}.ada_rms_norm_t_cond.2"),
+                )
+                for i in layers
+            ),
+            norm=norm,
+            rotary=Rotary(config.head_dim, config.rope_theta, norm.device),
+            device=norm.device,
+            dtype=norm.dtype,
+        )
+
+    def new_state(self, delay_tokens: int, batch: int = 1) -> DecoderState:
+        """Begin `batch` streams with one delay.
+
+        The ring holds exactly the window: later steps are single, and the first step evicts nothing.
+        """
+        config = self.config
+        return DecoderState(
+            kv=RingKV.new(
+                layers=config.n_layers,
+                batch=batch,
+                heads=config.n_kv_heads,
+                head_dim=config.head_dim,
+                window=config.window,
+                max_step=1,
+                device=self.device,
+                dtype=self.dtype,
+            ),
+            ffn_norms=self.ffn_norms(delay_tokens),
+            position=0,
+        )
+
+    @torch.inference_mode()
+    def ffn_norms(self, delay_tokens: int) -> tuple[Tensor, ...]:
+        """Return the FFN norm weights times (1 + A_l) of a delay, computed once per delay in float32."""
+        known = self._ffn_norms.get(delay_tokens)
+        if known is None:
+            t = time_embedding(delay_tokens, self.config.dim).to(self.device)
+            known = tuple(
+                (block.ffn_norm.float() * (1 + _float32(up, F.gelu(_float32(down, t))))).to(self.dtype)
+                for block, (down, up) in zip(self.blocks, self.conditions, strict=True)
+            )
+            self._ffn_norms[delay_tokens] = known
+        return known
+
+    @torch.inference_mode()
+    def step(self, state: DecoderState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, DecoderState]:
+        """Run the next positions: audio [B, n, dim], tokens int64 [B, n] -> float32 [B, vocab] of the last one.
+
+        n > 1 is the prompt: at position 0, and no longer than the window.
+        """
+        x = audio.to(self.device, self.dtype) + ops.embedding(tokens, self.embedding, self.dtype)
+        steps = x.shape[1]
+        turn = self.rotary.at(state.position, steps)
+        span = state.kv.span(state.position, steps)
+        for layer, (block, ffn_norm) in enumerate(zip(self.blocks, state.ffn_norms, strict=True)):
+            x = block(x, turn, state.kv, layer, span, ffn_norm)
+        state.position += steps
+        last = ops.rms_norm(x[:, -1], self.norm, self.config.norm_eps)
+        return ops.head(last, self.embedding), state
+
+    def prefill(self, state: DecoderState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, DecoderState]:
+        """Run the prompt, audio [B, L, dim] and tokens [B, L], in one pass where it fits the window.
+
+        A longer one would evict keys its own first queries need, so the rest of it goes one by one.
+        """
+        whole = min(audio.shape[1], self.config.window)
+        logits, state = self.step(state, audio[:, :whole], tokens[:, :whole])
+        for p in range(whole, audio.shape[1]):
+            logits, state = self.step(state, audio[:, p : p + 1], tokens[:, p : p + 1])
+        return logits, state
+
+
+def _float32(linear: Linear, x: Tensor) -> Tensor:
+    """Apply a matrix in float32 whatever it is stored in."""
+    weight = linear.weight
+    return ops.linear(x, weight.float() if isinstance(weight, Tensor) else weight)

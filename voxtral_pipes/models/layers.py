@@ -1,0 +1,94 @@
+"""The transformer block both stacks share: pre-norm attention over a ring of keys, SwiGLU, residuals.
+
+    x += wo attn(rope(wq n), rope(wk n), wv n)      n = rms(x, attention_norm)
+    x += w2 (silu(w1 m) * (w3 m))                    m = rms(x, ffn_norm)
+
+asr.md sections 7 and 9; the encoder has biases on q, v, o and w2, the decoder none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from voxtral_pipes.kernels import dispatch as ops
+from voxtral_pipes.kernels.packed import PackedWeight, Weight
+from voxtral_pipes.models.cache import RingKV, Span
+
+
+def dense(weight: Weight) -> Tensor:
+    """Return a weight that can only be dense (norms, biases, convolutions)."""
+    if isinstance(weight, PackedWeight):
+        raise TypeError("a packed weight where only a dense one can be")
+    return weight
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A matrix [out, in] and perhaps a bias [out]."""
+
+    weight: Weight
+    bias: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Weight], name: str) -> Linear:
+        """Take `name.weight`, and `name.bias` if it is there."""
+        bias = tensors.get(f"{name}.bias")
+        return cls(tensors[f"{name}.weight"], None if bias is None else dense(bias))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Weights of one layer; read-only and shared by all streams."""
+
+    attention_norm: Tensor
+    wq: Linear
+    wk: Linear
+    wv: Linear
+    wo: Linear
+    ffn_norm: Tensor
+    w1: Linear
+    w2: Linear
+    w3: Linear
+    head_dim: int
+    norm_eps: float
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Weight], prefix: str, head_dim: int, norm_eps: float) -> Block:
+        """Take the layer whose Mistral names begin with `prefix` ("layers.0.")."""
+        projections = {
+            name: Linear.of(tensors, f"{prefix}{part}.{name}")
+            for part, names in (("attention", ("wq", "wk", "wv", "wo")), ("feed_forward", ("w1", "w2", "w3")))
+            for name in names
+        }
+        return cls(
+            attention_norm=dense(tensors[f"{prefix}attention_norm.weight"]),
+            ffn_norm=dense(tensors[f"{prefix}ffn_norm.weight"]),
+            head_dim=head_dim,
+            norm_eps=norm_eps,
+            **projections,
+        )
+
+    def __call__(
+        self, x: Tensor, turn: Tensor, kv: RingKV, layer: int, span: Span, ffn_norm: Tensor | None = None
+    ) -> Tensor:
+        """Run one step: x [B, T, dim] -> [B, T, dim]; writes this layer's part of `kv`.
+
+        `turn` is complex64 [T, D / 2]; `ffn_norm` replaces the layer's own (the decoder folds its
+        conditioning on the delay into it).
+        """
+        x = x + self._attend(ops.rms_norm(x, self.attention_norm, self.norm_eps), turn, kv, layer, span)
+        norm = self.ffn_norm if ffn_norm is None else ffn_norm
+        m = ops.rms_norm(x, norm, self.norm_eps)
+        return x + self.w2(ops.swiglu(m, self.w1.weight, self.w3.weight))
+
+    def _attend(self, n: Tensor, turn: Tensor, kv: RingKV, layer: int, span: Span) -> Tensor:
+        q, k, v = (proj(n).unflatten(-1, (-1, self.head_dim)) for proj in (self.wq, self.wk, self.wv))
+        keys = ops.rotate(k, turn).transpose(1, 2)
+        all_keys, all_values = kv.write(layer, span, keys, v.transpose(1, 2))
+        return self.wo(ops.attention(ops.rotate(q, turn), all_keys, all_values, span.mask))
