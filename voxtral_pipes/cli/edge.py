@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from voxtral_pipes.errors import OutputError, TruncatedError, UsageError, VoxError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import argparse
 
     from voxtral_pipes.cli.options import Parser
-    from voxtral_pipes.formats.frame import Frame
+    from voxtral_pipes.formats.frame import ByteSource, Frame
     from voxtral_pipes.stages.base import Hello, Stage
 
 STDIN, STDOUT = 0, 1
@@ -84,10 +84,11 @@ def run(parser: Parser, work: Callable[[argparse.Namespace, Log], int]) -> int:
 
 def internal_error(error: Exception, log: Log) -> int:
     """Report what should not happen in one line; the traceback under -v."""
-    log.error(str(explain(error)))
+    told = explain(error)
+    log.error(str(told))
     if log.level >= 2:
         traceback.print_exc()
-    return 1
+    return told.status
 
 
 def explain(error: Exception) -> VoxError:
@@ -208,8 +209,10 @@ def write_frames(frames: Iterable[Frame], output: Output) -> None:
         output.write(encode(frame))
 
 
-def filter_frames(name: str, hello: Hello, make: Callable[[], Stage], args: Any, log: Log) -> int:
-    """Run a stage from stdin to stdout: the body of every command that reads and writes frames.
+def filter_frames(
+    name: str, hello: Hello, make: Callable[[], Stage], source: ByteSource, output: Output, log: Log
+) -> int:
+    """Run a stage over frames: the body of every command that reads and writes them.
 
     `hello` is what the output will nominally be: it opens the pipe if the stage itself cannot be made, so that the
     error can travel to the commands behind.
@@ -217,8 +220,6 @@ def filter_frames(name: str, hello: Hello, make: Callable[[], Stage], args: Any,
     from voxtral_pipes.formats.frame import FrameReader
     from voxtral_pipes.stages.base import Drive, Outgoing
 
-    source = open_stdin()
-    output = Output(binary=True, force=args.force)
     outgoing = Outgoing(name)
     said_hello = False
     try:

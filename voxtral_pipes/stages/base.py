@@ -39,6 +39,10 @@ class Output:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     ids: list[int] | None = None
 
+    def frame(self, stream: int | None = None, seq: int | None = None) -> Frame:
+        """Make the data frame."""
+        return Frame("data", stream, seq, self.tick, self.ticks, tensors=self.tensors, ids=self.ids)
+
 
 class Stream(Protocol):
     """One stream inside one stage; owns all state that this stream carries between calls."""
@@ -103,9 +107,7 @@ class Outgoing:
         """Number one data frame."""
         seq = self._sent[stream]
         self._sent[stream] = seq + 1
-        return Frame(
-            "data", stream, seq, output.tick, output.ticks, tensors=output.tensors, ids=output.ids
-        )  # fmt: skip
+        return output.frame(stream, seq)
 
     def end(self, stream: int, meta: Mapping[str, Any] | None = None) -> Frame:
         """End a stream; `n` is the number of data frames it had."""
@@ -286,10 +288,6 @@ class Drive:
             yield frame
         elif frame.stream is None or frame.raw is not None:
             yield frame
-        elif frame.kind == "mark":
-            if (stream := self._streams.get(frame.stream)) is not None:
-                stream.mark(frame.meta)
-                yield frame
         else:
             try:
                 yield from self._of_stream(frame.stream, frame)
@@ -308,7 +306,11 @@ class Drive:
             yield self.outgoing.open(sid, meta)
             return
         current = self._streams.get(sid)
-        if frame.kind == "end":
+        if frame.kind == "mark":
+            if current is not None:
+                current.mark(frame.meta)
+                yield frame
+        elif frame.kind == "end":
             if current is not None:
                 for output in current.flush():
                     yield self.outgoing.data(sid, output)

@@ -1,0 +1,365 @@
+"""Speech recognition, stage by stage: in one process, through real pipes, live, and beside transformers.
+
+Weights are random unless -m names a model; random weights of the full size time like real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import wave
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.report import machine, median, percentile, show
+
+from voxtral_pipes.config import AsrConfig
+from voxtral_pipes.formats.locate import locate_model
+from voxtral_pipes.kernels import dispatch
+from voxtral_pipes.models.decode import Decoder
+from voxtral_pipes.models.encode import Encoder
+from voxtral_pipes.models.weights import decoder_shapes, encoder_shapes, open_checkpoint
+from voxtral_pipes.stages.base import Drive, Outgoing
+from voxtral_pipes.stages.decode import DecodeStage
+from voxtral_pipes.stages.encode import EncodeStage
+from voxtral_pipes.stages.mel import MelStage
+
+ROOT = Path(__file__).resolve().parents[2]
+RATE_HZ = 16000
+TICK_SAMPLES = 1280
+
+
+def noise(seconds: float) -> np.ndarray:
+    """Make audio that is no silence: float32 noise at -26 dBFS, always the same."""
+    rng = np.random.default_rng(1)
+    return (0.05 * rng.standard_normal(int(seconds * RATE_HZ))).astype(np.float32)
+
+
+def wav(audio: np.ndarray) -> bytes:
+    """Wrap audio as a 16-bit WAV file."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE_HZ)
+        file.writeframes((audio * 32767).astype("<i2").tobytes())
+    return out.getvalue()
+
+
+class Loaded:
+    """Both halves of a model and what loading them took."""
+
+    def __init__(self, path: str, device: torch.device, dtype_name: str) -> None:
+        checkpoint = open_checkpoint(locate_model(path))
+        self.config: AsrConfig = checkpoint.config
+        self.device = device
+        names = [list(shapes(self.config)) for shapes in (encoder_shapes, decoder_shapes)]
+        self.dtype = dispatch.pick_dtype(dtype_name, checkpoint.stored_bytes(names[0]))
+        self.load_s: list[float] = []
+        parts = []
+        for part in names:
+            started = time.perf_counter()
+            parts.append(checkpoint.load(part, device, self.dtype))
+            synchronize(device)
+            self.load_s.append(time.perf_counter() - started)
+        self.encoder = Encoder.of(parts[0], self.config.encoder)
+        self.decoder = Decoder.of(parts[1], self.config.decoder)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_gb(device: torch.device) -> dict[str, float]:
+    """Return the peak memory of this process so far."""
+    figures = {"peak host GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    if device.type == "cuda":
+        figures["peak device GB"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return figures
+
+
+def file_run(model: Loaded, audio: np.ndarray) -> dict[str, float]:
+    """Run the stages one after the other over a whole file, timing each."""
+    seconds = len(audio) / RATE_HZ
+    times = {}
+    started = time.perf_counter()
+    mel_frames = mel_of(audio, live=False)
+    times["mel ms"] = 1e3 * (time.perf_counter() - started)
+    started = time.perf_counter()
+    embeds = list(Drive(EncodeStage(model.encoder, model.config), mel_frames).run())
+    times["encode ms"] = 1e3 * (time.perf_counter() - started)
+    started = time.perf_counter()
+    ids = sum(len(f.ids or ()) for f in Drive(DecodeStage(model.decoder, model.config), embeds).run())
+    times["decode ms"] = 1e3 * (time.perf_counter() - started)
+    times["total ms"] = sum(times.values())
+    times["tokens"] = ids
+    times["tok/s"] = 1e3 * ids / times["decode ms"]
+    times["RTF"] = times["total ms"] / 1e3 / seconds
+    return times
+
+
+def mel_of(audio: np.ndarray, live: bool) -> list[Any]:
+    """Run the mel stage over one stream and return its frames."""
+    stage = MelStage()
+    outgoing = Outgoing("vx-mel")
+    stream, meta = stage.open(RATE_HZ, live=live, source="bench")
+    frames = [outgoing.hello(stage.hello(), RATE_HZ), outgoing.open(0, meta)]
+    for outputs in (stream.push(audio), stream.flush()):
+        frames += [outgoing.item(0, output) for output in outputs]
+    return [*frames, outgoing.end(0), outgoing.finish()]
+
+
+def live_ticks(model: Loaded, audio: np.ndarray, paced: bool) -> dict[str, float]:
+    """Feed 80 ms at a time, at the speed of speech if `paced`, and time each tick from audio to token."""
+    mel, _ = MelStage().open(RATE_HZ, live=True, source="bench")
+    encoder, meta = EncodeStage(model.encoder, model.config).open({"live": True})
+    decoder, _ = DecodeStage(model.decoder, model.config).open(meta)
+    ticks: list[float] = []
+    started = time.perf_counter()
+    for number in range(len(audio) // TICK_SAMPLES):
+        due = started + (number + 1) * TICK_SAMPLES / RATE_HZ
+        if paced and (wait := due - time.perf_counter()) > 0:
+            time.sleep(wait)
+        begun = time.perf_counter()
+        heard = 0
+        for piece in mel.push(audio[number * TICK_SAMPLES : (number + 1) * TICK_SAMPLES]):
+            for rows in encoder.push(piece.frame()):
+                heard += sum(1 for _ in decoder.push(rows.frame()))
+        if heard == 1:
+            ticks.append(1e3 * (time.perf_counter() - begun))
+    return {
+        "ticks": len(ticks),
+        "tick p50 ms": percentile(ticks, 0.5),
+        "tick p99 ms": percentile(ticks, 0.99),
+        "tick max ms": max(ticks, default=float("nan")),
+    }
+
+
+class Pipe:
+    """`vx-mel | vx-encode | vx-decode | vx-detok` as processes; what each needed is known after `wait`."""
+
+    def __init__(self, path: str, device: str, dtype: str, source: Any) -> None:
+        shared = ["-m", path, "--device", device, "--dtype", dtype]
+        commands = [
+            ["vx-mel", "--raw", f"s16le:{RATE_HZ}:1"] if source == subprocess.PIPE else ["vx-mel"],
+            ["vx-encode", *shared],
+            ["vx-decode", *shared],
+            ["vx-detok", "-m", path, "--format", "jsonl"],
+        ]
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for command in commands:
+            process = subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE)
+            if self.processes:
+                source.close()
+            self.processes.append(process)
+            source = process.stdout
+        self.stdin = self.processes[0].stdin
+        self.stdout = source
+
+    def wait(self) -> dict[str, float]:
+        """Wait for all and return the peak memory of each, in GB."""
+        peaks = {}
+        for process in self.processes:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            name = Path(str(process.args[0])).name  # type: ignore[index]
+            peaks[f"peak GB {name}"] = usage.ru_maxrss / 1e6
+            if process.returncode:
+                raise SystemExit(f"{name} ended with {process.returncode}")
+        return peaks
+
+
+def piped_file(path: str, device: str, dtype: str, audio: np.ndarray) -> dict[str, float]:
+    """Run a file through real pipes, starts and loading included."""
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        file.write(wav(audio))
+        file.flush()
+        started = time.perf_counter()
+        with open(file.name, "rb") as source:
+            pipe = Pipe(path, device, dtype, source)
+        first = None
+        lines = 0
+        for _ in pipe.stdout:
+            first = first or time.perf_counter() - started
+            lines += 1
+        total = time.perf_counter() - started
+        return {"wall s": total, "start to first token s": first or float("nan"), "tokens": lines, **pipe.wait()}
+
+
+def piped_live(path: str, device: str, dtype: str, audio: np.ndarray, delay_tokens: int) -> dict[str, float]:
+    """Feed a warm pipe at the speed of speech and time each token from the audio that completes it."""
+    pipe = Pipe(path, device, dtype, subprocess.PIPE)
+    samples = (np.clip(audio, -1, 1) * 32767).astype("<i2")
+    sent: list[float] = []
+    arrived: list[tuple[int, float]] = []
+
+    def read() -> None:
+        for line in pipe.stdout:
+            arrived.append((json.loads(line)["position"], time.perf_counter()))
+
+    def lead(count: int) -> None:
+        """Send audio before the clock starts: the pipe loads, and answers with its first token."""
+        pipe.stdin.write(samples[: count * TICK_SAMPLES].tobytes())
+        pipe.stdin.flush()
+        while not arrived:
+            time.sleep(0.005)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    warm = delay_tokens + 2
+    lead(warm)
+    time.sleep(0.5)
+    started = time.perf_counter()
+    n_ticks = len(samples) // TICK_SAMPLES
+    for number in range(warm, n_ticks):
+        due = started + (number - warm) * TICK_SAMPLES / RATE_HZ
+        time.sleep(max(0.0, due - time.perf_counter()))
+        pipe.stdin.write(samples[number * TICK_SAMPLES : (number + 1) * TICK_SAMPLES].tobytes())
+        pipe.stdin.flush()
+        sent.append(time.perf_counter())
+    pipe.stdin.close()
+    reader.join()
+    # Tick k of the audio completes position left_pad + k - 1: the last 2.5 ms of its mel lie in the next tick.
+    known = dict(arrived)
+    delays = [
+        1e3 * (known[position] - when)
+        for number, when in enumerate(sent, start=warm)
+        if (position := pipe_position(number)) in known
+    ]
+    return {
+        "ticks": len(delays),
+        "audio to token p50 ms": percentile(delays, 0.5),
+        "audio to token p99 ms": percentile(delays, 0.99),
+        **pipe.wait(),
+    }
+
+
+def pipe_position(tick: int, left_pad: int = 32) -> int:
+    """Return the position that tick `tick` of the audio completes."""
+    return left_pad + tick - 1
+
+
+def transformers_run(config: AsrConfig, device: torch.device, dtype: torch.dtype, audio: np.ndarray) -> dict[str, float]:
+    """Time transformers' own model of the same shape on the same mel frames, generate() as its users call it."""
+    from transformers import VoxtralRealtimeConfig, VoxtralRealtimeForConditionalGeneration
+
+    enc, dec = config.encoder, config.decoder
+    theta = {"rope_theta": 1e6, "rope_type": "default"}
+    settings = VoxtralRealtimeConfig(
+        audio_config={
+            "hidden_size": enc.dim, "intermediate_size": enc.hidden_dim, "num_hidden_layers": enc.n_layers,
+            "num_attention_heads": enc.n_heads, "head_dim": enc.head_dim, "sliding_window": enc.window,
+            "rope_parameters": theta,
+        },
+        text_config={
+            "hidden_size": dec.dim, "intermediate_size": dec.hidden_dim, "num_hidden_layers": dec.n_layers,
+            "num_attention_heads": dec.n_heads, "num_key_value_heads": dec.n_kv_heads, "head_dim": dec.head_dim,
+            "sliding_window": dec.window, "vocab_size": dec.vocab_size, "rope_parameters": theta,
+            "rms_norm_eps": dec.norm_eps,
+        },
+    )  # fmt: skip
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        model = VoxtralRealtimeForConditionalGeneration(settings).eval()
+    torch.set_default_dtype(torch.float32)
+    mel = torch.cat([f_mel for f_mel in _mel_tensors(mel_of(audio, live=False))])
+    features = mel.T[None].to(device, dtype)
+    delay = config.audio.delay_ms // config.audio.token_ms
+    prompt = torch.tensor([[1] + [32] * (32 + delay)], device=device)
+    times = []
+    for _ in range(2):
+        synchronize(device)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=prompt, input_features=features, num_delay_tokens=delay, do_sample=False,
+                eos_token_id=None, pad_token_id=11,
+            )  # fmt: skip
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    tokens = out.shape[1] - prompt.shape[1]
+    return {
+        "total ms": 1e3 * min(times), "tokens": tokens, "tok/s (encoding included)": tokens / min(times),
+        "RTF": min(times) * RATE_HZ / len(audio),
+    }  # fmt: skip
+
+
+def _mel_tensors(frames: Iterable[Any]) -> Iterable[torch.Tensor]:
+    for frame in frames:
+        if frame.kind == "data":
+            yield torch.from_numpy(frame.tensors["mel"].numpy().copy())
+
+
+def options(arguments: list[str]) -> argparse.Namespace:
+    """Parse the options of `scripts/bench asr`."""
+    parser = argparse.ArgumentParser(prog="scripts/bench asr", description=__doc__)
+    parser.add_argument("-m", "--model", help="model to measure (else a random one is made)")
+    parser.add_argument("--size", choices=("tiny", "full"), default="tiny", help="of the random model")
+    parser.add_argument("--format", choices=("safetensors", "hf", "gguf-q4"), default="safetensors")
+    parser.add_argument("--seconds", type=float, default=16.0, help="audio of the file run")
+    parser.add_argument("--live-seconds", type=float, default=16.0, help="audio of the paced runs; 0 leaves them out")
+    parser.add_argument("--repeat", type=int, default=3, help="file runs; the median is shown")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "f32", "bf16"))
+    parser.add_argument("--no-pipes", action="store_true", help="measure inside one process only")
+    parser.add_argument("--transformers", action="store_true", help="time transformers' generate() in the same run")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Run `scripts/bench asr`."""
+    args = options(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.model
+        if path is None:
+            path = folder
+            maker = [sys.executable, str(ROOT / "scripts/make-random-model"), "asr"]
+            subprocess.run([*maker, "--size", args.size, "--format", args.format, folder], check=True)
+        show(measure(args, path), args.json)
+    return 0
+
+
+def measure(args: argparse.Namespace, path: str) -> dict[str, dict[str, Any]]:
+    """Run what was asked for and return the figures by section."""
+    device = dispatch.pick_device(args.device)
+    results: dict[str, dict[str, Any]] = {"machine": machine()}
+    model = Loaded(path, device, args.dtype)
+    audio = noise(args.seconds)
+    file_run(model, noise(2.0))  # first calls choose algorithms and fill caches
+    runs = [file_run(model, audio) for _ in range(args.repeat)]
+    results[f"one process, file of {args.seconds:g} s, {model.dtype}"] = {
+        "load encoder s": model.load_s[0],
+        "load decoder s": model.load_s[1],
+        **{name: median([run[name] for run in runs]) for name in runs[0]},
+        **peak_gb(device),
+    }
+    if args.live_seconds:
+        live = noise(args.live_seconds)
+        results["one process, live, paced"] = live_ticks(model, live, paced=True)
+    if args.transformers:
+        config, dtype = model.config, model.dtype
+        del model
+        results["transformers generate(), the same run"] = transformers_run(config, device, dtype, audio)
+    else:
+        del model
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if not args.no_pipes:
+        results[f"real pipes, file of {args.seconds:g} s"] = piped_file(path, args.device, args.dtype, audio)
+        if args.live_seconds:
+            results["real pipes, live, paced"] = piped_live(path, args.device, args.dtype, live, 6)
+    return results

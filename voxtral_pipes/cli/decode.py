@@ -1,0 +1,62 @@
+"""vx-decode(1): audio embeddings to token ids."""
+
+from __future__ import annotations
+
+import argparse
+
+from voxtral_pipes.cli import edge
+from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+
+NAME = "vx-decode"
+
+
+def parser() -> Parser:
+    """Declare the options of vx-decode."""
+    result = Parser(
+        NAME,
+        "Decode audio embeddings (stdin: tensor embeds [n,3072]) into token ids (stdout: one id per 80 ms from the "
+        "end of the prompt on).",
+        "vx-mel talk.wav | vx-encode -m DIR | vx-decode -m DIR | vx-detok -m DIR",
+    )
+    result.add_argument(
+        "--stop-at-eos",
+        action="store_true",
+        help="end a stream at its first end-of-sequence token, even inside the audio",
+    )
+    result.add_argument(
+        "--blank-guard",
+        type=positive,
+        metavar="N",
+        help="after N blanks in a row over input louder than silence, penalise the blank more and more "
+        "(capped); off by default",
+    )
+    result.add_argument(
+        "--logprobs", action="store_true", help="send the log-probability of each id as the tensor logprob"
+    )
+    add_model(result, what="where the weights are", variable="VX_ASR_MODEL", tokenizer=True)
+    add_device(result)
+    add_general(result)
+    return result
+
+
+def work(args: argparse.Namespace, log: edge.Log) -> int:
+    """Run the command."""
+    source, output = edge.open_stdin(), edge.Output(binary=True, force=args.force)
+    from voxtral_pipes.cli.model import load_asr, special_ids
+    from voxtral_pipes.models.decode import Decoder
+    from voxtral_pipes.models.weights import decoder_shapes
+    from voxtral_pipes.stages.decode import DecodeOptions, DecodeStage, decode_hello
+
+    options = DecodeOptions(args.stop_at_eos, args.blank_guard, args.logprobs)
+
+    def make() -> DecodeStage:
+        part = load_asr(args, decoder_shapes, log)
+        decoder = Decoder.of(part.tensors, part.config.decoder)
+        return DecodeStage(decoder, part.config, special_ids(args, part.files, log), options, part.identity)
+
+    return edge.filter_frames(NAME, decode_hello(options, None), make, source, output, log)
+
+
+def main() -> int:
+    """Run vx-decode and return its exit status."""
+    return edge.run(parser(), work)

@@ -1,0 +1,179 @@
+"""embeds -> token ids: the schedule of asr.md section 11, one id for each position from the prompt's last on.
+
+Latency: none; a position runs when its embedding is there.  The prompt runs in one pass once it is complete.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from voxtral_pipes.config import AsrConfig
+from voxtral_pipes.errors import BadInputError
+from voxtral_pipes.formats.frame import Frame, Tensor
+from voxtral_pipes.models.decode import Decoder
+from voxtral_pipes.stages.base import Hello, Output
+from voxtral_pipes.stages.settings import StreamSettings
+from voxtral_pipes.stages.tensors import take_rows, take_vector
+
+SILENCE_DBFS = -50.0
+"""Input below this is no speech the model could have missed."""
+GUARD_STEP, GUARD_CAP = 0.5, 10.0
+"""Logits taken from the blank id for each blank beyond the limit, and at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialIds:
+    """Ids with a meaning of their own, resolved by name from tekken.json (asr.md section 12)."""
+
+    bos: int = 1
+    eos: int = 2
+    pad: int = 32
+    """[STREAMING_PAD]: nothing to say at this step; also fills the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeOptions:
+    """What the user may choose about decoding."""
+
+    stop_at_eos: bool = False
+    blank_guard: int | None = None
+    """Blanks in a row over audible input before the blank id is penalised; None: never."""
+    logprobs: bool = False
+
+
+def decode_hello(options: DecodeOptions, model: Mapping[str, str] | None) -> Hello:
+    """Describe the output of vx-decode."""
+    out: dict[str, dict[str, Any]] = {"i": {"d": "u32", "h": [-1]}}
+    if options.logprobs:
+        out["logprob"] = {"d": "f32", "h": [-1]}
+    return Hello(out, model)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeStage:
+    """The decoder as a stage; weights shared by all its streams."""
+
+    decoder: Decoder
+    config: AsrConfig
+    ids: SpecialIds = SpecialIds()
+    options: DecodeOptions = DecodeOptions()
+    model: Mapping[str, str] | None = None
+    name: str = "vx-decode"
+    needs: str = "embeds"
+
+    def hello(self) -> Hello:
+        """Describe the output: ids, and `logprob` if asked for."""
+        return decode_hello(self.options, self.model)
+
+    def open(self, meta: Mapping[str, Any]) -> tuple[DecodeStream, Mapping[str, Any]]:
+        """Begin a stream."""
+        return DecodeStream(self, StreamSettings.of(meta, self.config.audio)), meta
+
+
+class BlankGuard:
+    """Penalises the blank id after a long run of blanks over input louder than silence.
+
+    Some recordings make the model fall silent for good; the penalty grows with the run and is capped, so real
+    pauses stay possible.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._run = 0
+
+    def penalty(self) -> float:
+        """Return what to take from the blank id's logit at the next position."""
+        return min(GUARD_CAP, GUARD_STEP * max(0, self._run - self._limit + 1))
+
+    def saw(self, blank: bool, level: float) -> None:
+        """Count the position that was just decided, whose input had `level` dBFS."""
+        self._run = self._run + 1 if blank and level > SILENCE_DBFS else 0
+
+
+class DecodeStream:
+    """One stream: embeddings of the prompt until it is complete, then the decoder's state and the last token."""
+
+    def __init__(self, stage: DecodeStage, settings: StreamSettings) -> None:
+        self._decoder = stage.decoder
+        self._options = stage.options
+        self._ids = stage.ids
+        self._settings = settings
+        self._token_samples = stage.config.audio.token_samples
+        self._state = stage.decoder.new_state(settings.delay_tokens)
+        self._prompt: list[torch.Tensor] = []
+        self._position = 0
+        self._token = torch.empty(1, dtype=torch.int64)
+        self._audio_end: int | None = None
+        guard = stage.options.blank_guard
+        self._guard = None if guard is None else BlankGuard(guard)
+        self.done = False
+
+    def push(self, frame: Frame) -> Iterator[Output]:
+        """Take embeddings, [n, dim] of any n; give an id for each position that is not inside the prompt."""
+        rows = take_rows(frame, "embeds", self._decoder.config.dim)
+        levels = take_vector(frame, "level") if self._guard else []
+        for i in range(rows.shape[0]):
+            level = levels[i] if i < len(levels) else 0.0
+            output = self._take_row(rows[i : i + 1], level)
+            if output is not None:
+                yield output
+            if self.done:
+                return
+
+    def mark(self, meta: Mapping[str, Any]) -> None:
+        """Learn where the audio ends and right padding begins."""
+        end = meta.get("audio_end")
+        if isinstance(end, int):
+            self._audio_end = end
+
+    def flush(self) -> Iterator[Output]:
+        """Nothing is held back: a stream shorter than its prompt has no output."""
+        yield from ()
+
+    def _take_row(self, row: torch.Tensor, level: float) -> Output | None:
+        if self._position < self._settings.prompt_tokens - 1:
+            self._prompt.append(row)
+            self._position += 1
+            return None
+        if self._prompt or self._position == 0:
+            logits = self._prefill(torch.cat((*self._prompt, row)))
+            self._prompt.clear()
+        else:
+            logits, self._state = self._decoder.step(self._state, row[None], self._token[None])
+        output = self._decide(logits, level)
+        self._position += 1
+        return output
+
+    def _prefill(self, rows: torch.Tensor) -> torch.Tensor:
+        prompt = [self._ids.bos] + [self._ids.pad] * (rows.shape[0] - 1)
+        tokens = torch.tensor([prompt], device=self._decoder.device)
+        logits, self._state = self._decoder.prefill(self._state, rows[None], tokens)
+        return logits
+
+    @torch.inference_mode()
+    def _decide(self, logits: torch.Tensor, level: float) -> Output:
+        """Take the most likely id (asr.md section 11: greedy is the only mode) and see whether it ends the stream."""
+        chosen = logits
+        if self._guard and (penalty := self._guard.penalty()):
+            chosen = logits.clone()
+            chosen[:, self._ids.pad] -= penalty
+        best, self._token = chosen.max(dim=-1)
+        if not math.isfinite(float(best)):
+            raise BadInputError("the logits are not finite: the weights are damaged, or --dtype f32 is needed")
+        token = int(self._token)
+        if self._guard:
+            self._guard.saw(token == self._ids.pad, level)
+        tensors = {}
+        if self._options.logprobs:
+            logprob = torch.log_softmax(logits, dim=-1)[:, token]
+            tensors["logprob"] = Tensor.of(logprob.cpu().numpy().astype(np.float32))
+        tick = self._token_samples * (self._position - self._settings.left_pad_tokens)
+        past_audio = self._audio_end is not None and tick >= self._audio_end
+        self.done = token == self._ids.eos and (past_audio or self._options.stop_at_eos)
+        return Output(tick, self._token_samples, tensors, ids=[token])

@@ -1,0 +1,126 @@
+"""mel -> embeds: buffers mel frames to whole steps and runs the encoder.
+
+Latency: none beyond the step.  A live stream is stepped by one embedding (80 ms), except the silence in front of
+the audio, which is there at once; a file by 2560 ms.  Step sizes follow from position and options alone, never
+from how the input was cut, so the output bytes do not depend on it either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from voxtral_pipes.config import AsrConfig, AudioConfig
+from voxtral_pipes.errors import BadInputError, UsageError
+from voxtral_pipes.formats.frame import Frame, Tensor
+from voxtral_pipes.models.encode import Encoder
+from voxtral_pipes.stages.base import Hello, Output
+from voxtral_pipes.stages.settings import StreamSettings
+from voxtral_pipes.stages.tensors import WIRE_OF, send_rows, take_rows, take_vector
+
+MAX_STEP_TOKENS = 32
+"""Embeddings per step of a file (2560 ms), and of the left padding of a live stream."""
+
+
+def encode_hello(config: AsrConfig, dtype: torch.dtype, model: Mapping[str, str] | None) -> Hello:
+    """Describe the output of vx-encode."""
+    out = {"embeds": {"d": WIRE_OF[dtype], "h": [-1, config.decoder.dim]}, "level": {"d": "f32", "h": [-1]}}
+    return Hello(out, model)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeStage:
+    """The encoder as a stage; weights shared by all its streams."""
+
+    encoder: Encoder
+    config: AsrConfig
+    model: Mapping[str, str] | None = None
+    chunk_tokens: int | None = None
+    """Embeddings per step; None: 1 if the stream is live, else 32."""
+    name: str = "vx-encode"
+    needs: str = "mel"
+
+    def hello(self) -> Hello:
+        """Describe the output: `embeds` and, where the input has it, `level`."""
+        return encode_hello(self.config, self.encoder.dtype, self.model)
+
+    def open(self, meta: Mapping[str, Any]) -> tuple[EncodeStream, Mapping[str, Any]]:
+        """Begin a stream."""
+        settings = StreamSettings.of(meta, self.config.audio)
+        return EncodeStream(self, settings), meta
+
+
+class EncodeStream:
+    """One stream: mel frames and levels not yet used, and the encoder's state."""
+
+    done = False
+
+    def __init__(self, stage: EncodeStage, settings: StreamSettings) -> None:
+        self._encoder = stage.encoder
+        self._audio = stage.config.audio
+        self._settings = settings
+        self._chunk = stage.chunk_tokens or (1 if settings.live else MAX_STEP_TOKENS)
+        self._lead = settings.left_pad_tokens if settings.live and stage.chunk_tokens is None else 0
+        self._state = stage.encoder.new_state(max(self._chunk, MAX_STEP_TOKENS))
+        self._mel = torch.empty(0, stage.encoder.config.n_mels)
+        self._levels: list[float] | None = []
+        """None once a step had no level for each of its embeddings: the rest would not line up."""
+        self._position = 0
+
+    def push(self, frame: Frame) -> Iterator[Output]:
+        """Take mel frames, [n, 128] of any n; give whole steps."""
+        mel = take_rows(frame, "mel", self._encoder.config.n_mels).float()
+        self._mel = torch.cat((self._mel, mel)) if len(self._mel) else mel
+        self._take_levels(frame)
+        while len(self._mel) >= self._next_step() * self._encoder.token_frames:
+            yield self._step(self._next_step())
+
+    def mark(self, meta: Mapping[str, Any]) -> None:
+        """Pass marks by: the audio's end changes nothing here."""
+
+    def flush(self) -> Iterator[Output]:
+        """Run the last, short step; a last group of fewer than 8 mel frames is dropped (asr.md section 6)."""
+        left = len(self._mel) // self._encoder.token_frames
+        while left:
+            step = min(left, self._next_step())
+            yield self._step(step)
+            left -= step
+
+    def _next_step(self) -> int:
+        """Embeddings of the step at the present position."""
+        if self._position < self._lead:
+            return min(MAX_STEP_TOKENS, self._lead - self._position)
+        return self._chunk
+
+    def _take_levels(self, frame: Frame) -> None:
+        """Queue levels, one per 80 ms however the frames are cut."""
+        self._levels = None if self._levels is None else self._levels + take_vector(frame, "level")
+        if self._levels and len(self._levels) > len(self._mel) // self._encoder.token_frames + 1:
+            raise BadInputError(f"the frame at tick {frame.tick} brings more levels than it has 80 ms of mel")
+
+    def _step(self, tokens: int) -> Output:
+        used = tokens * self._encoder.token_frames
+        rows, self._state = self._encoder.step(self._state, self._mel[None, :used])
+        self._mel = self._mel[used:]
+        tensors = {"embeds": send_rows(rows[0])}
+        if self._levels is not None and len(self._levels) < tokens:
+            self._levels = None
+        if self._levels is not None:
+            tensors["level"] = Tensor.of(np.array(self._levels[:tokens], dtype=np.float32))
+            del self._levels[:tokens]
+        tick = self._audio.token_samples * (self._position - self._settings.left_pad_tokens)
+        self._position += tokens
+        return Output(tick, tokens * self._audio.token_samples, tensors)
+
+
+def chunk_tokens(chunk_ms: int | None, audio: AudioConfig) -> int | None:
+    """Turn --chunk-ms into embeddings per step."""
+    if chunk_ms is None:
+        return None
+    if chunk_ms % audio.token_ms:
+        raise UsageError(f"--chunk-ms {chunk_ms} is not a multiple of {audio.token_ms}")
+    return chunk_ms // audio.token_ms

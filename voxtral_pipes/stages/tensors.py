@@ -1,0 +1,52 @@
+"""Tensors between frames and torch, checked on the way in: a NaN is an error where it enters, not ten layers later."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+
+from voxtral_pipes.errors import BadInputError
+from voxtral_pipes.formats.frame import Frame, Tensor
+
+WIRE_OF = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def take_rows(frame: Frame, name: str, width: int) -> torch.Tensor:
+    """Return tensor `name` of a data frame, [n, width] in float32 or bfloat16 as it travelled, on the CPU.
+
+    Raises:
+        BadInputError: it is missing, of another dtype or shape, or holds NaN or infinity.
+    """
+    tensor = frame.tensors.get(name)
+    if tensor is None:
+        raise BadInputError(f"a data frame at tick {frame.tick} holds no tensor {name!r}")
+    if tensor.dtype not in ("f32", "bf16"):
+        raise BadInputError(f"{name!r} is {tensor.dtype}, not f32 or bf16")
+    if len(tensor.shape) != 2 or tensor.shape[1] != width:
+        raise BadInputError(f"{name!r} has the shape {list(tensor.shape)}, not [n, {width}]")
+    array = tensor.numpy()
+    finite = (array & 0x7F80) != 0x7F80 if tensor.dtype == "bf16" else np.isfinite(array)
+    if not finite.all():
+        raise BadInputError(f"{name!r} at tick {frame.tick} holds NaN or infinity")
+    copy = torch.from_numpy(array.copy())  # frame bytes are read-only
+    return copy.view(torch.bfloat16) if tensor.dtype == "bf16" else copy
+
+
+def take_vector(frame: Frame, name: str) -> list[float]:
+    """Return tensor `name`, f32 [n], as floats; none where the frame does not carry it."""
+    tensor = frame.tensors.get(name)
+    if tensor is None:
+        return []
+    if tensor.dtype != "f32" or len(tensor.shape) != 1:
+        raise BadInputError(f"{name!r} is {tensor.dtype} {list(tensor.shape)}, not f32 [n]")
+    return cast(list[float], tensor.float32().tolist())
+
+
+def send_rows(rows: torch.Tensor) -> Tensor:
+    """Wrap [n, width] in the dtype it was computed in."""
+    wire = WIRE_OF[rows.dtype]
+    flat = rows.contiguous().cpu()
+    array = flat.view(torch.int16).numpy().view(np.uint16) if wire == "bf16" else flat.numpy()
+    return Tensor.of(array, wire)
