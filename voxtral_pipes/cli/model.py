@@ -52,7 +52,7 @@ def special_ids(args: argparse.Namespace, files: ModelFiles, log: Log) -> Specia
     if args.tokenizer is None and files.tekken is None:
         log.note(f"no tekken.json beside {files.path}: the published ids of <s>, </s> and [STREAMING_PAD] are used")
         return SpecialIds()
-    tekken = Tekken.load(locate_tekken(args.model, args.tokenizer))
+    tekken = Tekken.read(locate_tekken(args.model, args.tokenizer))
     return SpecialIds(
         bos=tekken.special("<s>"), eos=tekken.special("</s>"), pad=tekken.special("[STREAMING_PAD]")
     )
