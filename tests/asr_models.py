@@ -18,7 +18,15 @@ from voxtral_pipes.stages.base import Hello, Outgoing, Output
 SMALL = AsrConfig(
     encoder=EncoderConfig(dim=96, n_layers=3, n_heads=3, head_dim=32, hidden_dim=160, window=45),
     decoder=DecoderConfig(
-        dim=64, n_layers=3, n_heads=6, n_kv_heads=2, head_dim=16, hidden_dim=96, window=50, vocab_size=1300, ada_dim=32
+        dim=64,
+        n_layers=3,
+        n_heads=6,
+        n_kv_heads=2,
+        head_dim=16,
+        hidden_dim=96,
+        window=50,
+        vocab_size=1300,
+        ada_dim=32,
     ),
 )
 """Odd on purpose: three heads, grouped queries, windows shorter than the prompts of long delays."""
@@ -34,7 +42,10 @@ def windows(encoder: int, decoder: int, config: AsrConfig = SMALL) -> AsrConfig:
 
 
 def random_tensors(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, torch.Tensor]:
-    """Draw tensors that keep activations near 1: norms about 1, matrices scaled by their input width."""
+    """Draw tensors that keep activations near 1: norms about 1, matrices scaled by their input width.
+
+    Queries and keys are larger, so that attention chooses and the output is not one token for ever.
+    """
     tensors = {}
     for number, (name, shape) in enumerate(shapes.items()):
         draw = torch.randn(*shape, generator=torch.Generator().manual_seed(1000 * seed + number))
@@ -44,6 +55,8 @@ def random_tensors(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, 
             tensors[name] = 0.1 * draw
         else:
             tensors[name] = draw / (draw[0].numel() ** 0.5)
+        if name.endswith(("wq.weight", "wk.weight")):
+            tensors[name] *= 3 if name.startswith("layers.") else 1.6
     return tensors
 
 
