@@ -128,7 +128,8 @@ def _body(frame: Frame) -> bytes:
     wire.update(frame.fields)
     if frame.meta:
         wire["m"] = dict(frame.meta)
-    packed: bytes = msgpack.packb(wire, use_bin_type=True)
+    # A file name may hold bytes that are no UTF-8; an error message must not fail on them.
+    packed: bytes = msgpack.packb(wire, use_bin_type=True, unicode_errors="replace")
     return packed
 
 
@@ -198,7 +199,9 @@ def _check_must(must: Any) -> None:
         raise BadInputError("'!' of a frame is not a list of keys")
     unknown = [key for key in must if key not in _KNOWN_KEYS]
     if unknown:
-        raise BadInputError(f"the frame needs a newer reader: key {unknown[0]!r} must be understood and is not")
+        raise BadInputError(
+            f"the frame needs a newer reader: key {unknown[0]!r} must be understood and is not"
+        )
 
 
 def _integer(wire: Mapping[str, Any], key: str, low: int, high: int) -> int | None:
@@ -206,7 +209,9 @@ def _integer(wire: Mapping[str, Any], key: str, low: int, high: int) -> int | No
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise BadInputError(f"{key!r} of a {wire['k']} frame is {value!r:.40}, not an integer of {low}..{high}")
+        raise BadInputError(
+            f"{key!r} of a {wire['k']} frame is {value!r:.40}, not an integer of {low}..{high}"
+        )
     return value
 
 
@@ -312,8 +317,8 @@ class FrameReader:
 
 
 def identify(head: bytes) -> str:
-    """Say what a stream that begins with `head` (4 bytes or more) seems to be, and what to do about it."""
-    if head[:3] == MAGIC[:3]:
+    """Say what a stream that begins with `head` (one byte or more) seems to be, and what to do about it."""
+    if head[:3] == MAGIC[:3] and len(head) > 3:
         return f"it is frames of protocol version {chr(head[3])!r}, this is version {chr(MAGIC[3])!r}"
     if head[:4] in (b"RIFF", b"RF64"):
         return "it is a WAV file; put vx-mel before this command"

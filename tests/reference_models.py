@@ -41,7 +41,9 @@ def half_split(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
     return weight.reshape(heads, head_dim // 2, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
-def _layer(tensors: Mapping[str, torch.Tensor], prefix: str, target: str, head_dim: int) -> dict[str, torch.Tensor]:
+def _layer(
+    tensors: Mapping[str, torch.Tensor], prefix: str, target: str, head_dim: int
+) -> dict[str, torch.Tensor]:
     renamed = {}
     for ours, theirs in PROJECTIONS.items():
         for kind in ("weight", "bias"):
@@ -84,11 +86,15 @@ def as_state_dict(tensors: Mapping[str, torch.Tensor], config: AsrConfig) -> dic
         state[f"{target}input_layernorm.weight"] = tensors[f"{prefix}attention_norm.weight"]
         state[f"{target}post_attention_layernorm.weight"] = tensors[f"{prefix}ffn_norm.weight"]
         for ours, theirs in ((0, "linear1"), (2, "linear2")):
-            state[f"{target}ada_rms_norm.{theirs}.weight"] = tensors[f"{prefix}ada_rms_norm_t_cond.{ours}.weight"]
+            state[f"{target}ada_rms_norm.{theirs}.weight"] = tensors[
+                f"{prefix}ada_rms_norm_t_cond.{ours}.weight"
+            ]
     return state
 
 
-def reference_of(config: AsrConfig, encoder_seed: int = 1, decoder_seed: int = 2) -> VoxtralRealtimeForConditionalGeneration:
+def reference_of(
+    config: AsrConfig, encoder_seed: int = 1, decoder_seed: int = 2
+) -> VoxtralRealtimeForConditionalGeneration:
     """Return transformers' model with the weights that asr_models draws, float32."""
     tensors = {
         **random_tensors(encoder_shapes(config), encoder_seed),

@@ -29,7 +29,9 @@ def test_a_query_sees_exactly_the_window(window: int, steps: list[int], data: st
     start = position
     for count in steps:
         span = kv.span(position, count)
-        fresh = torch.arange(position - start, position - start + count, dtype=torch.float32).view(1, 1, -1, 1)
+        fresh = torch.arange(position - start, position - start + count, dtype=torch.float32).view(
+            1, 1, -1, 1
+        )
         keys, values = kv.write(0, span, fresh, fresh + 0.5)
         for i in range(count):
             seen = keys[0, 0, :, 0] if span.mask is None else keys[0, 0, span.mask[i], 0]

@@ -28,7 +28,9 @@ def test_logits_and_greedy_tokens_equal_transformers(window: int, delay: int) ->
     """asr.md section 18: within 1e-3, tokens equal, also where the prompt (63) is longer than the window (40)."""
     config = windows(45, window)
     decoder, reference = random_decoder(config), reference_of(config)
-    embeds = 0.5 * torch.randn(1, 33 + delay + 90, config.decoder.dim, generator=torch.Generator().manual_seed(delay))
+    embeds = 0.5 * torch.randn(
+        1, 33 + delay + 90, config.decoder.dim, generator=torch.Generator().manual_seed(delay)
+    )
     logits, tokens = greedy(decoder, embeds, delay)
     ids = torch.tensor([[1] + [32] * (32 + delay) + tokens[:-1]])
     with torch.no_grad():
@@ -44,7 +46,13 @@ def test_logits_and_greedy_tokens_equal_transformers(window: int, delay: int) ->
 def test_time_embedding_has_the_published_values() -> None:
     """asr.md section 9, check values for delay 6."""
     t = time_embedding(6, 3072)
-    for index, value in ((0, 0.960170), (1, 0.949532), (1536, -0.279415), (1537, -0.313670), (3071, 0.00060361)):
+    for index, value in (
+        (0, 0.960170),
+        (1, 0.949532),
+        (1536, -0.279415),
+        (1537, -0.313670),
+        (3071, 0.00060361),
+    ):
         assert abs(float(t[index]) - value) < 1e-6
 
 

@@ -32,7 +32,9 @@ def test_unpacking_equals_the_gguf_package(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", TYPES)
-def test_packed_operations_equal_those_on_unpacked_weights(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_operations_equal_those_on_unpacked_weights(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ref, "HEAD_ROWS", 4)  # 11 rows in three pieces
     packed = pack(draw(11, 64, seed=1).numpy(), form)
     dense = ref.dequantize(packed, torch.float32)

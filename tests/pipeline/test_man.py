@@ -1,0 +1,161 @@
+"""The man pages: current, complete, clean, and their examples run."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from voxtral_pipes.formats.frame import ITEM_BYTES, KINDS, Frame, FrameReader
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "man").glob("vx-*.[15]"))
+WAIT_S = 120
+
+# `.\" runnable` or `.\" bytes`, then the literal block.
+BLOCK = re.compile(r'^\.\\" (runnable|bytes)\n\.EX\n(.*?)^\.EE\n', re.MULTILINE | re.DOTALL)
+ESCAPES = {"\\-": "-", "\\e": "\\", "\\(aq": "'"}
+SECTIONS = [
+    "NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "ENVIRONMENT", "EXIT STATUS", "EXAMPLES", "SEE ALSO",
+]  # fmt: skip
+
+ARECORD = """#!/bin/bash
+case " $* " in
+    *" -t raw "*) exec tail -c +45 "$TALK" ;;
+    *) exec cat "$TALK" ;;
+esac
+"""
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    """Return the literal blocks of a page as a reader sees them."""
+    found = [text for what, text in BLOCK.findall(page.read_text()) if what == kind]
+    return [re.sub(r"\\(?:\(aq|-|e)", lambda match: ESCAPES[match.group()], text) for text in found]
+
+
+RUNNABLE = [
+    pytest.param(text, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, text in enumerate(blocks(page, "runnable"))
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Make a model, a recording and a recorder; return the environment that the examples run in."""
+    root = tmp_path_factory.mktemp("world")
+    model = root / "model"
+    subprocess.run(
+        [sys.executable, ROOT / "scripts/make-random-model", "asr", "--size", "tiny", "--format", "safetensors", model],
+        check=True, capture_output=True, timeout=WAIT_S,
+    )  # fmt: skip
+    tone = np.sin(np.arange(16000) * (2 * np.pi * 440 / 16000)) * 8000
+    with wave.open(str(root / "talk.wav"), "wb") as talk:
+        talk.setparams((1, 2, 16000, 0, "NONE", ""))
+        talk.writeframes(tone.astype("<i2").tobytes())
+    (root / "bin").mkdir()
+    recorder = root / "bin" / "arecord"
+    recorder.write_text(ARECORD)
+    recorder.chmod(0o755)
+    # Commands of this checkout, by the interpreter that runs the tests.
+    path = f"{root / 'bin'}:{Path(sys.executable).parent}:{ROOT / 'bin'}:{os.environ['PATH']}"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VX_")}
+    return {**clean, "PATH": path, "VX_ASR_MODEL": str(model), "TALK": str(root / "talk.wav")}
+
+
+@pytest.mark.parametrize("example", RUNNABLE)
+def test_examples_run(example: str, world: dict[str, str], tmp_path: Path) -> None:
+    shutil.copy(world["TALK"], tmp_path)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", example],
+        cwd=tmp_path, env=world, capture_output=True, timeout=WAIT_S, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"") or "--pass" in example, done.stderr.decode()
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.suffix == ".1"], ids=lambda page: str(page.name)
+)
+def test_pages_have_their_sections(page: Path) -> None:
+    assert re.findall(r"^\.SH (.*)$", page.read_text(), re.MULTILINE) == SECTIONS
+    assert blocks(page, "runnable")
+
+
+def test_pages_refer_to_pages_that_exist() -> None:
+    names = {page.name for page in PAGES}
+    for page in PAGES:
+        for name, section in re.findall(r"(vx\\-\w+) \((\d)\)", page.read_text()):
+            assert f"{name.replace(chr(92), '')}.{section}" in names, page.name
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.suffix == ".1"], ids=lambda page: str(page.name)
+)
+def test_variables_in_help_are_under_environment(page: Path) -> None:
+    options, environment = page.read_text().split(".SH ENVIRONMENT")
+    environment = environment.split(".SH EXIT STATUS")[0]
+    for variable in set(re.findall(r"\bVX_[A-Z_]+", options)):
+        assert variable in environment
+
+
+def test_generated_parts_are_current() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/make-man", "--check"],
+        capture_output=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_pages_are_clean(page: Path) -> None:
+    done = subprocess.run(
+        ["groff", "-t", "-man", "-ww", "-z", "-Tutf8", page], capture_output=True, timeout=WAIT_S, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# --- vx-frame(5)
+
+FRAME_PAGE = ROOT / "man" / "vx-frame.5"
+
+
+def frames_of(text: str) -> list[Frame]:
+    data = bytes.fromhex("".join(line.split(";")[0] for line in text.splitlines()))
+    return list(FrameReader(io.BytesIO(data)))
+
+
+def test_annotated_bytes_are_what_the_page_says() -> None:
+    first, second = blocks(FRAME_PAGE, "bytes")
+    [mel] = frames_of(first)
+    assert (mel.kind, mel.stream, mel.seq, mel.tick) == ("data", 7, 3, 3840)
+    np.testing.assert_array_equal(
+        mel.tensors["mel"].numpy(), np.array([[0, 1, -1], [0.5, 2, -2]], np.float32)
+    )
+    assert frames_of(second) == [Frame("end", 7, 4)]
+
+
+def test_the_page_names_every_kind_key_and_dtype() -> None:
+    text = FRAME_PAGE.read_text()
+    kinds = text.split(".SS Kinds")[1].split(".SS Tensors")[0]
+    assert set(re.findall(r"^\.TP\n\.B (\w+)$", kinds, re.MULTILINE)) == KINDS
+    keys = text.split(".SS Keys")[1].split(".SS Kinds")[0]
+    assert set(re.findall(r"^\\fB(.)\\fR\|", keys, re.MULTILINE)) == set("knstuxicm!")
+    tensors = text.split(".SS Tensors")[1].split(".SS Rules")[0]
+    told = {
+        dtype: int(size)
+        for names, size in re.findall(r"^([a-z][\w ]+)\|(\d)$", tensors, re.MULTILINE)
+        for dtype in names.split()
+    }
+    assert told == ITEM_BYTES
