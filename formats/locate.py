@@ -1,0 +1,298 @@
+"""Find the files of a model: what `-m PATH` names, the environment, then the cache (design.md section 3).
+
+No import of numpy or torch.  To tell which model of the cache fits, tensor names are read and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from voxtral_pipes.errors import BadModelError, NoModelError
+from voxtral_pipes.formats.family import ASR, recognise
+from voxtral_pipes.formats.gguf import MAGIC, GgufFile
+from voxtral_pipes.formats.safetensors import SafetensorsFile
+from voxtral_pipes.formats.settings import Settings
+from voxtral_pipes.formats.table import TensorFile
+
+Layout = Literal["mistral", "hf", "gguf"]
+Pieces = Literal["file", "raw", "split", "index"]
+
+_PART = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>gguf|safetensors)", re.DOTALL
+)
+_SHARD = re.compile(r"shard-[a-z]+")
+CONSOLIDATED, HF_FILE, HF_INDEX = (
+    "consolidated.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The files of one model.  That they can be read is only known once they are opened."""
+
+    path: Path
+    """What was named or chosen, for messages."""
+    layout: Layout
+    """Where hyperparameters are looked for first; tensor names decide in the end."""
+    weights: tuple[Path, ...]
+    """One file; all raw shards or gguf-split parts in order; or the index of a safetensors set."""
+    pieces: Pieces
+    """How `weights` make up one file."""
+    params: Path | None
+    """params.json"""
+    config: Path | None
+    """config.json"""
+    tekken: Path | None
+    """tekken.json"""
+
+    def open(self) -> TensorFile:
+        """Open the weights: read headers, map the data, load nothing.
+
+        Raises:
+            BadModelError: malformed or incomplete files.
+        """
+        if self.layout == "gguf":
+            return GgufFile(self.weights, raw=self.pieces == "raw")
+        if self.pieces == "index":
+            return SafetensorsFile.from_index(self.weights[0])
+        return SafetensorsFile.open(self.weights, raw=self.pieces == "raw")
+
+
+def cache_dir() -> Path:
+    """Return the model cache, `$XDG_CACHE_HOME/voxtral-pipes/models`; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification says that a relative path is to be ignored.
+    root = Path(base) if base.startswith("/") else Path("~/.cache").expanduser()
+    return root / "voxtral-pipes" / "models"
+
+
+def locate_model(model: str | None, *, variable: str = "VX_ASR_MODEL", family: str = ASR) -> ModelFiles:
+    """Return the files of the model that `-m` names, or else `$variable`, or else the one in the cache that
+    fits.
+
+    Raises:
+        NoModelError: nothing is named and nothing is found, several models fit, or the named one is not
+        there. BadModelError: the named place holds no model, or more than one.
+    """
+    named = model or os.environ.get(variable)
+    if named:
+        return files_at(_existing(named))
+    return _only_cached(variable, family)
+
+
+def locate_tekken(
+    model: str | None, tokenizer: str | None = None, *, variable: str = "VX_ASR_MODEL", family: str = ASR
+) -> Path:
+    """Return the tekken.json to use: `--tokenizer`, or that of the model which `locate_model` would take.
+
+    Weights are not needed: a tekken.json itself, or a directory that holds one, may be named as the model.
+
+    Raises:
+        NoModelError: no model is named and none is found, or the named file is not there.
+        BadModelError: there is no tekken.json beside the weights.
+    """
+    if tokenizer:
+        path = Path(tokenizer)
+        path = path / "tekken.json" if path.is_dir() else path
+        if not path.is_file():
+            raise NoModelError(f"--tokenizer {tokenizer}: there is no such file")
+        return path
+    named = model or os.environ.get(variable)
+    path = _existing(named) if named else _only_cached(variable, family).path
+    if path.suffix == ".json" and path.is_file() and not _is_settings(path.name):
+        return path
+    home = path if path.is_dir() else path.parent
+    if not (home / "tekken.json").is_file():
+        raise BadModelError(
+            f"there is no tekken.json in {home}: put it beside the weights, or name it with --tokenizer "
+            f"where "
+            "the command has that option"
+        )
+    return home / "tekken.json"
+
+
+def files_at(path: Path) -> ModelFiles:
+    """Return the model files that an existing `path` stands for (formats.md section 3.5).
+
+    `path` is a .gguf or .safetensors file, any part of a set, any raw shard, a manifest, an index, or a
+    directory.
+
+    Raises:
+        BadModelError: it holds no model, or several candidates of one rank, or a set that is not complete.
+    """
+    try:
+        if path.is_dir():
+            return _in_directory(path)
+        if path.name == "manifest.json":
+            return _from_manifest(path)
+        if path.name.endswith(".safetensors.index.json"):
+            return _files(path, _st_layout(path), (path,), "index")
+        if _SHARD.fullmatch(path.name):
+            return _raw(path, _shards(path.parent))
+        if part := _PART.fullmatch(path.name):
+            return _set(path, part)
+        if path.suffix == ".safetensors":
+            return _files(path, _st_layout(path), (path,), "file")
+        if path.suffix == ".gguf" or _head(path) == MAGIC:
+            return _files(path, "gguf", (path,), "file")
+    except OSError as error:
+        raise BadModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    raise BadModelError(
+        f"{path} is no model: a .gguf or .safetensors file, or a directory with one, is needed"
+    )
+
+
+def _is_settings(name: str) -> bool:
+    return name in ("params.json", "config.json", "manifest.json") or name.endswith(".index.json")
+
+
+def _existing(named: str) -> Path:
+    """Resolve a path, or a name in the cache; a path that exists wins."""
+    path = Path(named).expanduser() if named.startswith("~") else Path(named)
+    if path.exists():
+        return path
+    if "/" not in named:
+        for candidate in (cache_dir() / named, cache_dir() / f"{named}.gguf"):
+            if candidate.exists():
+                return candidate
+        raise NoModelError(f"there is no model {named!r}, neither here nor in the cache {cache_dir()}")
+    raise NoModelError(f"there is no model at {named}")
+
+
+def _only_cached(variable: str, family: str) -> ModelFiles:
+    cache = cache_dir()
+    fitting, unusable = [], []
+    for entry in sorted(cache.iterdir()) if cache.is_dir() else ():
+        try:
+            files = files_at(entry)
+            if recognise(files.open().tensors) == family:
+                fitting.append(files)
+        except BadModelError as error:
+            unusable.append(f"{entry.name} ({error})")
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(files.path.name for files in fitting)
+        raise NoModelError(f"several models are in the cache {cache}: {names}; choose one with -m NAME")
+    what = family.rpartition("-")[2]
+    broken = f"; not usable in the cache: {'; '.join(unusable)}" if unusable else ""
+    raise NoModelError(
+        f"no model: name one with -m PATH or ${variable}, or put one into {cache}/NAME (published "
+        f"weights, or random "
+        f"ones to try with: scripts/make-random-model {what} --size tiny {cache}/tiny){broken}"
+    )
+
+
+def _in_directory(home: Path) -> ModelFiles:
+    """Take the first rank of formats.md section 3.5 that matches, if exactly one candidate does."""
+    names = sorted(entry.name for entry in home.iterdir())
+    if CONSOLIDATED in names:
+        return _files(home, "mistral", (home / CONSOLIDATED,), "file")
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    single = [home / name for name in ggufs if not _PART.fullmatch(name)]
+    if single:
+        return _files(home, "gguf", (_one(home, single),), "file")
+    parts = [part for name in ggufs if (part := _PART.fullmatch(name))]
+    if parts:
+        firsts = {(part["stem"], part["count"]): part for part in parts}
+        _one(home, [home / part.string for part in firsts.values()])
+        return _set(home / parts[0].string, parts[0], home)
+    if any(_SHARD.fullmatch(name) for name in names):
+        return _raw(home, _shards(home))
+    hf = [home / name for name in (HF_INDEX, HF_FILE) if name in names]
+    if hf:
+        return _files(home, "hf", (_one(home, hf),), "index" if hf[0].name == HF_INDEX else "file")
+    raise BadModelError(
+        f"{home} holds no model: {CONSOLIDATED}, one .gguf, all parts of a set, shard-* files or "
+        f"{HF_FILE} are looked for"
+    )
+
+
+def _one(home: Path, candidates: list[Path]) -> Path:
+    if len(candidates) > 1:
+        names = ", ".join(path.name for path in candidates)
+        raise BadModelError(f"{home} holds several models ({names}): name one of them with -m")
+    return candidates[0]
+
+
+def _set(path: Path, part: re.Match[str], chosen: Path | None = None) -> ModelFiles:
+    """Resolve a gguf-split set from any of its parts; a safetensors part stands for the index beside it."""
+    if part["kind"] == "safetensors":
+        index = path.parent / f"{part['stem']}.safetensors.index.json"
+        if not index.is_file():
+            raise BadModelError(f"{path.name} is a part of a set, and its {index.name} is not beside it")
+        return _files(path, _st_layout(index), (index,), "index")
+    count = int(part["count"])
+    if not 1 <= int(part["number"]) <= count:
+        raise BadModelError(f"{path.name} is numbered outside of its own set")
+    present = {entry.name for entry in path.parent.iterdir()}
+    paths = []
+    for number in range(1, count + 1):
+        name = f"{part['stem']}-{number:05d}-of-{part['count']}.gguf"
+        if name not in present:
+            raise BadModelError(f"{path.parent}: {name} is missing, one of the {count} parts of its set")
+        paths.append(path.parent / name)
+    return _files(chosen or path, "gguf", tuple(paths), "split")
+
+
+def _shards(home: Path) -> tuple[Path, ...]:
+    # Bytewise order is the order in which split(1) numbers them, also past shard-yz (formats.md section 3.1).
+    return tuple(
+        sorted((p for p in home.iterdir() if _SHARD.fullmatch(p.name)), key=lambda p: os.fsencode(p.name))
+    )
+
+
+def _raw(path: Path, shards: tuple[Path, ...]) -> ModelFiles:
+    layout: Layout = "gguf" if _head(shards[0]) == MAGIC else _st_layout(shards[0])
+    return _files(path, layout, shards, "raw")
+
+
+def _from_manifest(path: Path) -> ModelFiles:
+    """Resolve a manifest of vx-shard (formats.md section 3.4); sizes are compared, sums are not."""
+    manifest = Settings.read(path)
+    manifest.expect("format", "vx-shard")
+    parts = manifest.sections("parts")
+    paths = []
+    for part in parts:
+        name = part.text("name")
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise part.fail("name", f"is {name!r:.120}, which is not a file beside {path.name}")
+        size = (path.parent / name).stat().st_size
+        if part.has("size") and size != part.integer("size", most=2**63):
+            raise BadModelError(
+                f"{name} has {size} bytes, {path.name} says {part.integer('size', most=2**63)}"
+            )
+        paths.append(path.parent / name)
+    if not paths:
+        raise manifest.fail("parts", "is empty")
+    if match := _PART.fullmatch(paths[0].name):
+        return _set(paths[0], match, path)
+    return _raw(path, tuple(paths))
+
+
+def _st_layout(path: Path) -> Layout:
+    """Guess from the settings beside a safetensors file which names it uses, then from its own name."""
+    has_params, has_config = (path.parent / "params.json").is_file(), (path.parent / "config.json").is_file()
+    if has_params != has_config:
+        return "mistral" if has_params else "hf"
+    return "hf" if path.name.startswith("model") else "mistral"
+
+
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(4)
+
+
+def _files(path: Path, layout: Layout, weights: tuple[Path, ...], pieces: Pieces) -> ModelFiles:
+    home = weights[0].parent
+    settings = (home / name for name in ("params.json", "config.json", "tekken.json"))
+    params, config, tekken = (file if file.is_file() else None for file in settings)
+    return ModelFiles(path, layout, weights, pieces, params, config, tekken)

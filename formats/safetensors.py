@@ -1,0 +1,131 @@
+"""Read safetensors: one file, its raw byte shards, or a set with an index (formats.md section 4).
+
+The `safetensors` package opens whole files by path and imports numpy or torch to do so.  Raw shards have no
+such path, and finding the one fitting model in the cache must stay light, so the header (a length and a
+JSON map) is read here and the data are views of the virtual file.  The package is what the tests compare
+with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from voxtral_pipes.errors import BadModelError
+from voxtral_pipes.formats.settings import Settings, parse_json
+from voxtral_pipes.formats.table import TYPE_SIZES, TensorInfo
+from voxtral_pipes.formats.virtual import VirtualFile
+
+MAX_HEADER_BYTES = 100_000_000
+TYPES = ("F32", "F16", "BF16", "I32", "I64", "U8")
+MAX_RANK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    file: VirtualFile
+    offset: int
+    info: TensorInfo
+
+
+class SafetensorsFile:
+    """The tensors of one safetensors model; `open` or `from_index` makes it."""
+
+    def __init__(self, places: Mapping[str, _Place]) -> None:
+        self._places = places
+        self.tensors: Mapping[str, TensorInfo] = {name: place.info for name, place in places.items()}
+
+    @classmethod
+    def open(cls, paths: Sequence[Path], *, raw: bool = False) -> SafetensorsFile:
+        """Open one file, or all raw shards of one file in order (`raw=True`).
+
+        Raises:
+            BadModelError: anything malformed, truncated or incomplete.
+        """
+        file = VirtualFile(paths)
+        if raw:
+            file.check_cut()
+        return cls(_parse(file))
+
+    @classmethod
+    def from_index(cls, index: Path) -> SafetensorsFile:
+        """Open the files that `model.safetensors.index.json` names; only tensors of its map are taken.
+
+        Raises:
+            BadModelError: the index is malformed, or names a file or a tensor that is not there.
+        """
+        weight_map = Settings.read(index).section("weight_map")
+        parts: dict[str, dict[str, _Place]] = {}
+        places: dict[str, _Place] = {}
+        for name in weight_map.keys:
+            file_name = weight_map.text(name)
+            if Path(file_name).name != file_name:
+                raise BadModelError(
+                    f"{index.name}: {name!r:.120} is in {file_name!r:.120}, which is not a file name"
+                )
+            if file_name not in parts:
+                parts[file_name] = _parse(VirtualFile([index.parent / file_name]))
+            if name not in parts[file_name]:
+                raise BadModelError(f"{index.name}: tensor {name!r:.120} is not in {file_name}")
+            places[name] = parts[file_name][name]
+        return cls(places)
+
+    def bytes(self, name: str) -> memoryview:
+        """Return the stored bytes of one tensor; a view of the map unless a cut runs through it."""
+        place = self._places[name]
+        return place.file.view(place.offset, place.info.nbytes)
+
+
+def _parse(file: VirtualFile) -> dict[str, _Place]:
+    if file.size < 10:
+        raise BadModelError(f"{file.label} is truncated: it has {file.size} bytes")
+    length = int.from_bytes(file.view(0, 8), "little")
+    if length > min(MAX_HEADER_BYTES, file.size - 8) or bytes(file.view(8, 1)) != b"{":
+        raise BadModelError(f"{file.label} is not a safetensors file, or it is truncated inside its header")
+    header = parse_json(bytes(file.view(8, length)), file.label)
+    data_start = 8 + length
+    places = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            info, begin = _entry(name, entry, file)
+            places[name] = _Place(file, data_start + begin, info)
+    at, data = data_start, sorted(places.items(), key=lambda item: (item[1].offset, item[1].info.nbytes))
+    for name, place in data:
+        if place.offset != at:
+            raise BadModelError(
+                f"{file.label}: tensor {name!r:.120} overlaps another or leaves a hole before it"
+            )
+        at += place.info.nbytes
+    if at != file.size:
+        raise BadModelError(
+            f"{file.label} has {file.size} bytes and its tensors end at {at}: it is truncated, or not "
+            f"complete"
+        )
+    return places
+
+
+def _entry(name: str, entry: Any, file: VirtualFile) -> tuple[TensorInfo, int]:
+    """Check one header entry; return it and where its data begin."""
+    where = f"{file.label}: tensor {name!r:.120}"
+    if not isinstance(entry, dict):
+        raise BadModelError(f"{where} is not described by a map")
+    kind, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if kind not in TYPES:
+        raise BadModelError(f"{where} has the type {kind!r:.40}; {', '.join(TYPES)} can be read")
+    if not _sizes(shape) or len(shape) > MAX_RANK:
+        raise BadModelError(f"{where} has a malformed shape")
+    if not _sizes(offsets) or len(offsets) != 2:
+        raise BadModelError(f"{where} has malformed offsets")
+    begin, end = offsets
+    if end > file.size or begin > end or prod(shape) * TYPE_SIZES[kind][1] != end - begin:
+        raise BadModelError(
+            f"{where} of {kind} {shape!r:.80} cannot lie in bytes {begin}..{end}: the file is corrupt"
+        )
+    return TensorInfo(tuple(shape), kind), begin
+
+
+def _sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
