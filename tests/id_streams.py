@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,7 @@ def cut(
 
 
 def pipe(
-    streams: dict[int, Iterable[Output]], *, interleaved: bool = True, ended: bool = True
+    streams: Mapping[int, Iterable[Output]], *, interleaved: bool = True, ended: bool = True
 ) -> Iterator[Frame]:
     """Send streams over one pipe, opened in order, frames taking turns or each stream whole."""
     outgoing = Outgoing("vx-test")

@@ -9,7 +9,8 @@ POSITION_MS = 80
 
 def cues(text: str, *, word_ms: int = 160) -> list[Cue]:
     """Cut a text spoken at one word every `word_ms`; "|" is a second of silence."""
-    cutter, now, found = CueCutter(), 0, []
+    cutter, now = CueCutter(), 0
+    found: list[Cue] = []
     for word in text.split(" "):
         if word == "|":
             for _ in range(13):
