@@ -63,7 +63,11 @@ def check_kernels() -> None:
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
     """Say in one line what was chosen."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
     return f"computing in {str(dtype).removeprefix('torch.')} on {where} with plain torch kernels"
 
 

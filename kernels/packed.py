@@ -30,7 +30,9 @@ class PackedWeight:
     def __post_init__(self) -> None:
         expected = BLOCK_BYTES[self.format]
         if self.blocks.dtype != torch.uint8 or self.blocks.ndim != 3 or self.blocks.shape[2] != expected:
-            raise ValueError(f"{self.format} needs uint8 [out, in / 32, {expected}], not {tuple(self.blocks.shape)}")
+            raise ValueError(
+                f"{self.format} needs uint8 [out, in / 32, {expected}], not {tuple(self.blocks.shape)}"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voxtral_pipes.kernels.packed import BLOCK_WEIGHTS, PackedWeight
+from voxtral_pipes.kernels.packed import PackedWeight
 
 HEAD_ROWS = 4096
 """Rows of the tied head widened to float32 at a time, so that no float32 copy of the whole head exists."""

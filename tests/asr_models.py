@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from voxtral_pipes.config import AsrConfig, DecoderConfig, EncoderConfig
 from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.models.decode import Decoder
 from voxtral_pipes.models.encode import Encoder
-from voxtral_pipes.models.weights import decoder_shapes, encoder_shapes
+from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
 from voxtral_pipes.stages.base import Hello, Outgoing, Output
 
 SMALL = AsrConfig(

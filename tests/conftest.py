@@ -5,3 +5,15 @@ import os
 # Small models and several processes at once on few cores: more threads in each only wait for one another.
 # Before torch is imported anywhere, and inherited by the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model in the Mistral layout."""
+    from voxtral_pipes.models.random_model import make_asr_model, tiny_config
+
+    return make_asr_model(tmp_path_factory.mktemp("model") / "tiny", tiny_config())

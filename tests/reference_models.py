@@ -9,7 +9,7 @@ from asr_models import random_tensors
 from transformers import VoxtralRealtimeConfig, VoxtralRealtimeForConditionalGeneration
 
 from voxtral_pipes.config import AsrConfig
-from voxtral_pipes.models.weights import decoder_shapes, encoder_shapes
+from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
 
 ROOT = "mm_streams_embeddings.embedding_module."
 PROJECTIONS = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj"}

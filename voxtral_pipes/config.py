@@ -39,7 +39,9 @@ class AudioConfig:
         """Samples per decoder position (1280)."""
         samples = self.rate_hz / self.frame_rate_hz
         if samples != int(samples):
-            raise BadModelError(f"{self.rate_hz} Hz does not divide into {self.frame_rate_hz} tokens a second")
+            raise BadModelError(
+                f"{self.rate_hz} Hz does not divide into {self.frame_rate_hz} tokens a second"
+            )
         return int(samples)
 
     @property

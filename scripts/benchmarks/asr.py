@@ -22,14 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.report import machine, median, percentile, show
 
+from benchmarks.report import machine, median, percentile, show
 from voxtral_pipes.config import AsrConfig
 from voxtral_pipes.formats.locate import locate_model
 from voxtral_pipes.kernels import dispatch
 from voxtral_pipes.models.decode import Decoder
 from voxtral_pipes.models.encode import Encoder
-from voxtral_pipes.models.weights import decoder_shapes, encoder_shapes, open_checkpoint
+from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
+from voxtral_pipes.models.weights import open_checkpoint
 from voxtral_pipes.stages.base import Drive, Outgoing
 from voxtral_pipes.stages.decode import DecodeStage
 from voxtral_pipes.stages.encode import EncodeStage
@@ -196,7 +197,12 @@ def piped_file(path: str, device: str, dtype: str, audio: np.ndarray) -> dict[st
             first = first or time.perf_counter() - started
             lines += 1
         total = time.perf_counter() - started
-        return {"wall s": total, "start to first token s": first or float("nan"), "tokens": lines, **pipe.wait()}
+        return {
+            "wall s": total,
+            "start to first token s": first or float("nan"),
+            "tokens": lines,
+            **pipe.wait(),
+        }
 
 
 def piped_live(path: str, device: str, dtype: str, audio: np.ndarray, delay_tokens: int) -> dict[str, float]:
@@ -252,7 +258,9 @@ def pipe_position(tick: int, left_pad: int = 32) -> int:
     return left_pad + tick - 1
 
 
-def transformers_run(config: AsrConfig, device: torch.device, dtype: torch.dtype, audio: np.ndarray) -> dict[str, float]:
+def transformers_run(
+    config: AsrConfig, device: torch.device, dtype: torch.dtype, audio: np.ndarray
+) -> dict[str, float]:
     """Time transformers' own model of the same shape on the same mel frames, generate() as its users call it."""
     from transformers import VoxtralRealtimeConfig, VoxtralRealtimeForConditionalGeneration
 
@@ -310,12 +318,16 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--size", choices=("tiny", "full"), default="tiny", help="of the random model")
     parser.add_argument("--format", choices=("safetensors", "hf", "gguf-q4"), default="safetensors")
     parser.add_argument("--seconds", type=float, default=16.0, help="audio of the file run")
-    parser.add_argument("--live-seconds", type=float, default=16.0, help="audio of the paced runs; 0 leaves them out")
+    parser.add_argument(
+        "--live-seconds", type=float, default=16.0, help="audio of the paced runs; 0 leaves them out"
+    )
     parser.add_argument("--repeat", type=int, default=3, help="file runs; the median is shown")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "f32", "bf16"))
     parser.add_argument("--no-pipes", action="store_true", help="measure inside one process only")
-    parser.add_argument("--transformers", action="store_true", help="time transformers' generate() in the same run")
+    parser.add_argument(
+        "--transformers", action="store_true", help="time transformers' generate() in the same run"
+    )
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 

@@ -104,7 +104,10 @@ def theirs(samples: np.ndarray, rate: int, delay: int) -> Result:
     margins = logprobs.topk(2).values
     assert (margins[:, 0] - margins[:, 1]).min() > 1e-4  # equality of tokens is decided by no tie
     return Result(
-        features[0].T.numpy(), embeds.numpy(), ids, logprobs[torch.arange(len(ids)), torch.tensor(ids)].numpy()
+        features[0].T.numpy(),
+        embeds.numpy(),
+        ids,
+        logprobs[torch.arange(len(ids)), torch.tensor(ids)].numpy(),
     )
 
 

@@ -81,7 +81,7 @@ def test_bfloat16_stays_close() -> None:
     from asr_models import random_tensors
 
     from voxtral_pipes.models.encode import Encoder
-    from voxtral_pipes.models.weights import encoder_shapes
+    from voxtral_pipes.models.shapes import encoder_shapes
 
     tensors = {name: t.bfloat16() for name, t in random_tensors(encoder_shapes(config), 1).items()}
     narrow = Encoder.of(tensors, config.encoder)

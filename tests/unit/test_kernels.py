@@ -4,6 +4,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+
 from voxtral_pipes.errors import UnsupportedError, UsageError
 from voxtral_pipes.kernels import dispatch
 from voxtral_pipes.kernels import reference as ref

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+
+if TYPE_CHECKING:
+    from voxtral_pipes.stages.decode import DecodeStage
 
 NAME = "vx-decode"
 
@@ -42,19 +46,28 @@ def parser() -> Parser:
 def work(args: argparse.Namespace, log: edge.Log) -> int:
     """Run the command."""
     source, output = edge.open_stdin(), edge.Output(binary=True, force=args.force)
+    from voxtral_pipes.stages.base import Hello
+
+    hello = Hello({"i": {"d": "u32", "h": [-1]}})
+    return edge.filter_frames(NAME, hello, lambda: make(args, log), source, output, log)
+
+
+def make(args: argparse.Namespace, log: edge.Log) -> DecodeStage:
+    """Load the decoder; the model is looked for before torch is imported, which takes a second."""
+    from voxtral_pipes.formats.locate import locate_model
+
+    files = locate_model(args.model)
     from voxtral_pipes.cli.model import load_asr, special_ids
     from voxtral_pipes.models.decode import Decoder
-    from voxtral_pipes.models.weights import decoder_shapes
-    from voxtral_pipes.stages.decode import DecodeOptions, DecodeStage, decode_hello
+    from voxtral_pipes.models.shapes import decoder_shapes
+    from voxtral_pipes.stages.decode import DecodeOptions, DecodeStage
 
+    ids = special_ids(args, files, log)
+    part = load_asr(files, args, decoder_shapes, log)
     options = DecodeOptions(args.stop_at_eos, args.blank_guard, args.logprobs)
-
-    def make() -> DecodeStage:
-        part = load_asr(args, decoder_shapes, log)
-        decoder = Decoder.of(part.tensors, part.config.decoder)
-        return DecodeStage(decoder, part.config, special_ids(args, part.files, log), options, part.identity)
-
-    return edge.filter_frames(NAME, decode_hello(options, None), make, source, output, log)
+    return DecodeStage(
+        Decoder.of(part.tensors, part.config.decoder), part.config, ids, options, part.identity
+    )
 
 
 def main() -> int:

@@ -6,16 +6,14 @@ Nothing here imports numpy or torch: `main` sets the signal handlers first and i
 from __future__ import annotations
 
 import errno
-import io
 import os
 import select
 import signal
 import stat
-import sys
 import traceback
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from voxtral_pipes.errors import OutputError, TruncatedError, UsageError, VoxError
 
@@ -74,6 +72,8 @@ def run(parser: Parser, work: Callable[[argparse.Namespace, Log], int]) -> int:
     except BrokenPipeError:
         return _die_of(signal.SIGPIPE)
     except VoxError as error:
+        if isinstance(error, TruncatedError) and _interrupted:
+            return _die_of(signal.SIGINT)  # Ctrl-C reached the command before this one too
         log.error(str(error))
         return error.status
     except SystemExit:
@@ -102,7 +102,9 @@ def explain(error: Exception) -> VoxError:
         return VoxError(f"{where}{error.strerror or error}")
     lines = str(error).splitlines()
     said = f": {lines[0]}" if lines else ""
-    return VoxError(f"internal error, {type(error).__name__}{said} (run with -v for the traceback, and report it)")
+    return VoxError(
+        f"internal error, {type(error).__name__}{said} (run with -v for the traceback, and report it)"
+    )
 
 
 def _level(args: argparse.Namespace) -> int:
@@ -158,7 +160,7 @@ def _die_of(number: signal.Signals) -> int:
     return 128 + number  # not reached where the default action is to end the process
 
 
-def open_stdin() -> io.BufferedReader:
+def open_stdin() -> BinaryIO:
     """Return stdin for binary reading.
 
     Raises:
@@ -246,5 +248,3 @@ def passing_errors(frames: Iterable[Frame], log: Log) -> Iterable[Frame]:
         if frame.kind == "error":
             log.note(f"{frame.fields.get('by', 'input')}: {frame.fields.get('msg', 'failed')}")
         yield frame
-
-

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+from voxtral_pipes.errors import UsageError
+
+if TYPE_CHECKING:
+    from voxtral_pipes.stages.encode import EncodeStage
 
 NAME = "vx-encode"
 
@@ -34,24 +39,29 @@ def parser() -> Parser:
 def work(args: argparse.Namespace, log: edge.Log) -> int:
     """Run the command."""
     source, output = edge.open_stdin(), edge.Output(binary=True, force=args.force)
-    import torch
-
-    from voxtral_pipes.cli.model import load_asr
     from voxtral_pipes.config import AsrConfig
-    from voxtral_pipes.models.encode import Encoder
-    from voxtral_pipes.models.weights import encoder_shapes
-    from voxtral_pipes.stages.encode import EncodeStage, chunk_tokens, encode_hello
+    from voxtral_pipes.stages.base import Hello
 
     nominal = AsrConfig()
-    chunk = chunk_tokens(args.chunk_ms, nominal.audio)
+    if args.chunk_ms is not None and args.chunk_ms % nominal.audio.token_ms:
+        raise UsageError(f"--chunk-ms {args.chunk_ms} is not a multiple of {nominal.audio.token_ms}")
+    hello = Hello({"embeds": {"d": "f32", "h": [-1, nominal.decoder.dim]}})
+    return edge.filter_frames(NAME, hello, lambda: make(args, log), source, output, log)
 
-    def make() -> EncodeStage:
-        part = load_asr(args, encoder_shapes, log)
-        encoder = Encoder.of(part.tensors, part.config.encoder)
-        return EncodeStage(encoder, part.config, part.identity, chunk)
 
-    hello = encode_hello(nominal, torch.float32, None)
-    return edge.filter_frames(NAME, hello, make, source, output, log)
+def make(args: argparse.Namespace, log: edge.Log) -> EncodeStage:
+    """Load the encoder; the model is looked for before torch is imported, which takes a second."""
+    from voxtral_pipes.formats.locate import locate_model
+
+    files = locate_model(args.model)
+    from voxtral_pipes.cli.model import load_asr
+    from voxtral_pipes.models.encode import Encoder
+    from voxtral_pipes.models.shapes import encoder_shapes
+    from voxtral_pipes.stages.encode import EncodeStage
+
+    part = load_asr(files, args, encoder_shapes, log)
+    chunk = None if args.chunk_ms is None else args.chunk_ms // part.config.audio.token_ms
+    return EncodeStage(Encoder.of(part.tensors, part.config.encoder), part.config, part.identity, chunk)
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from voxtral_pipes.cli.edge import Log
 from voxtral_pipes.config import AsrConfig
-from voxtral_pipes.formats.locate import ModelFiles, locate_model, locate_tekken
+from voxtral_pipes.formats.locate import ModelFiles, locate_tekken
 from voxtral_pipes.formats.tekken import Tekken
 from voxtral_pipes.kernels import dispatch
 from voxtral_pipes.kernels.packed import Weight
@@ -20,7 +20,6 @@ from voxtral_pipes.stages.decode import SpecialIds
 class LoadedPart:
     """The tensors of one stage, and what it must know of the whole model."""
 
-    files: ModelFiles
     config: AsrConfig
     tensors: Mapping[str, Weight]
     identity: Mapping[str, str]
@@ -28,19 +27,22 @@ class LoadedPart:
 
 
 def load_asr(
-    args: argparse.Namespace, shapes: Callable[[AsrConfig], Mapping[str, tuple[int, ...]]], log: Log
+    files: ModelFiles,
+    args: argparse.Namespace,
+    shapes: Callable[[AsrConfig], Mapping[str, tuple[int, ...]]],
+    log: Log,
 ) -> LoadedPart:
-    """Find the model of -m, choose device and arithmetic, and load the tensors that `shapes` names."""
+    """Choose device and arithmetic, and load the tensors that `shapes` names."""
     dispatch.check_kernels()
     device = dispatch.pick_device(args.device)
-    files = locate_model(args.model)
     checkpoint = open_checkpoint(files)
     names = list(shapes(checkpoint.config))
     dtype = dispatch.pick_dtype(args.dtype, checkpoint.stored_bytes(names))
-    log.note(f"model {files.path}: {checkpoint.family}, {files.layout} layout, fingerprint {checkpoint.fingerprint}")
+    log.note(
+        f"model {files.path}: {checkpoint.family}, {files.layout} layout, fingerprint {checkpoint.fingerprint}"
+    )
     log.note(dispatch.describe(device, dtype))
     return LoadedPart(
-        files,
         checkpoint.config,
         checkpoint.load(names, device, dtype),
         {"family": checkpoint.family, "fp": checkpoint.fingerprint},
@@ -50,7 +52,9 @@ def load_asr(
 def special_ids(args: argparse.Namespace, files: ModelFiles, log: Log) -> SpecialIds:
     """Resolve the ids that the decoder treats apart, by name from tekken.json; the published ones without it."""
     if args.tokenizer is None and files.tekken is None:
-        log.note(f"no tekken.json beside {files.path}: the published ids of <s>, </s> and [STREAMING_PAD] are used")
+        log.note(
+            f"no tekken.json beside {files.path}: the published ids of <s>, </s> and [STREAMING_PAD] are used"
+        )
         return SpecialIds()
     tekken = Tekken.read(locate_tekken(args.model, args.tokenizer))
     return SpecialIds(

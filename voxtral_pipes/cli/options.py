@@ -40,7 +40,9 @@ def add_general(parser: Parser, *, binary_output: bool = True) -> None:
             "-f", "--force", action="store_true", help="write binary frames even if stdout is a terminal"
         )
     group.add_argument("-q", "--quiet", action="store_true", help="print errors only (VX_LOG=quiet)")
-    group.add_argument("-v", "--verbose", action="store_true", help="say what is chosen and done (VX_LOG=verbose)")
+    group.add_argument(
+        "-v", "--verbose", action="store_true", help="say what is chosen and done (VX_LOG=verbose)"
+    )
     group.add_argument("-h", "--help", action="help", help="show this help and exit")
     group.add_argument("--version", action="version", version=f"{parser.prog} {__version__}")
 

@@ -71,7 +71,9 @@ class RingKV:
         """Plan the step at positions `position .. position + steps - 1`."""
         capacity, end = self.capacity, position + steps
         if steps > capacity or (position > 0 and steps > capacity - self.window + 1):
-            raise ValueError(f"a step of {steps} at {position} overruns a ring of {capacity}, window {self.window}")
+            raise ValueError(
+                f"a step of {steps} at {position} overruns a ring of {capacity}, window {self.window}"
+            )
         held = min(end, capacity)
         device = self.keys.device
         first = position % capacity

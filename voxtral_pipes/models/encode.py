@@ -94,7 +94,9 @@ class Encoder:
         config, place = self.config, {"device": self.device, "dtype": self.dtype}
         return EncoderState(
             mel_tail=torch.zeros(batch, config.n_mels, KERNEL - 1, device=self.device, dtype=self.dtype),
-            conv_tail=torch.zeros(batch, config.dim, KERNEL - STEM_STRIDE, device=self.device, dtype=self.dtype),
+            conv_tail=torch.zeros(
+                batch, config.dim, KERNEL - STEM_STRIDE, device=self.device, dtype=self.dtype
+            ),
             kv=RingKV.new(
                 layers=config.n_layers,
                 batch=batch,

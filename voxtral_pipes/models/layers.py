@@ -39,6 +39,7 @@ class Linear:
         return cls(tensors[f"{name}.weight"], None if bias is None else dense(bias))
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Map [..., in] to [..., out]."""
         return ops.linear(x, self.weight, self.bias)
 
 

@@ -63,9 +63,13 @@ class Stream(Protocol):
 class Stage(Protocol):
     """A stage that turns streams of frames into streams of frames."""
 
-    name: str
-    needs: str
-    """Name of the tensor it reads, or "i" for token ids."""
+    @property
+    def name(self) -> str:
+        """Name of the command."""
+
+    @property
+    def needs(self) -> str:
+        """Name of the tensor it reads, or "i" for token ids."""
 
     def hello(self) -> Hello:
         """Describe the output."""

@@ -47,14 +47,6 @@ class DecodeOptions:
     logprobs: bool = False
 
 
-def decode_hello(options: DecodeOptions, model: Mapping[str, str] | None) -> Hello:
-    """Describe the output of vx-decode."""
-    out: dict[str, dict[str, Any]] = {"i": {"d": "u32", "h": [-1]}}
-    if options.logprobs:
-        out["logprob"] = {"d": "f32", "h": [-1]}
-    return Hello(out, model)
-
-
 @dataclass(frozen=True, slots=True)
 class DecodeStage:
     """The decoder as a stage; weights shared by all its streams."""
@@ -69,7 +61,10 @@ class DecodeStage:
 
     def hello(self) -> Hello:
         """Describe the output: ids, and `logprob` if asked for."""
-        return decode_hello(self.options, self.model)
+        out: dict[str, dict[str, Any]] = {"i": {"d": "u32", "h": [-1]}}
+        if self.options.logprobs:
+            out["logprob"] = {"d": "f32", "h": [-1]}
+        return Hello(out, self.model)
 
     def open(self, meta: Mapping[str, Any]) -> tuple[DecodeStream, Mapping[str, Any]]:
         """Begin a stream."""
@@ -165,7 +160,9 @@ class DecodeStream:
             chosen[:, self._ids.pad] -= penalty
         best, self._token = chosen.max(dim=-1)
         if not math.isfinite(float(best)):
-            raise BadInputError("the logits are not finite: the weights are damaged, or --dtype f32 is needed")
+            raise BadInputError(
+                "the logits are not finite: the weights are damaged, or --dtype f32 is needed"
+            )
         token = int(self._token)
         if self._guard:
             self._guard.saw(token == self._ids.pad, level)

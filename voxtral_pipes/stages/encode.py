@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from voxtral_pipes.config import AsrConfig, AudioConfig
-from voxtral_pipes.errors import BadInputError, UsageError
+from voxtral_pipes.config import AsrConfig
+from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.models.encode import Encoder
 from voxtral_pipes.stages.base import Hello, Output
@@ -24,12 +24,6 @@ from voxtral_pipes.stages.tensors import WIRE_OF, send_rows, take_rows, take_vec
 
 MAX_STEP_TOKENS = 32
 """Embeddings per step of a file (2560 ms), and of the left padding of a live stream."""
-
-
-def encode_hello(config: AsrConfig, dtype: torch.dtype, model: Mapping[str, str] | None) -> Hello:
-    """Describe the output of vx-encode."""
-    out = {"embeds": {"d": WIRE_OF[dtype], "h": [-1, config.decoder.dim]}, "level": {"d": "f32", "h": [-1]}}
-    return Hello(out, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +40,8 @@ class EncodeStage:
 
     def hello(self) -> Hello:
         """Describe the output: `embeds` and, where the input has it, `level`."""
-        return encode_hello(self.config, self.encoder.dtype, self.model)
+        embeds = {"d": WIRE_OF[self.encoder.dtype], "h": [-1, self.config.decoder.dim]}
+        return Hello({"embeds": embeds, "level": {"d": "f32", "h": [-1]}}, self.model)
 
     def open(self, meta: Mapping[str, Any]) -> tuple[EncodeStream, Mapping[str, Any]]:
         """Begin a stream."""
@@ -115,12 +110,3 @@ class EncodeStream:
         tick = self._audio.token_samples * (self._position - self._settings.left_pad_tokens)
         self._position += tokens
         return Output(tick, tokens * self._audio.token_samples, tensors)
-
-
-def chunk_tokens(chunk_ms: int | None, audio: AudioConfig) -> int | None:
-    """Turn --chunk-ms into embeddings per step."""
-    if chunk_ms is None:
-        return None
-    if chunk_ms % audio.token_ms:
-        raise UsageError(f"--chunk-ms {chunk_ms} is not a multiple of {audio.token_ms}")
-    return chunk_ms // audio.token_ms
