@@ -30,7 +30,8 @@ MAX_ITEMS = 1 << 20
 """Array and map entries in one frame, nested ones included: 64 MiB of one-byte items would otherwise be 4 GB."""
 
 ITEM_BYTES: Mapping[str, int] = {
-    "f32": 4, "f16": 2, "bf16": 2, "f64": 8, "i8": 1, "u8": 1, "i16": 2, "u16": 2, "i32": 4, "u32": 4, "i64": 8, "bool": 1,
+    "f32": 4, "f16": 2, "bf16": 2, "f64": 8, "i8": 1, "u8": 1,
+    "i16": 2, "u16": 2, "i32": 4, "u32": 4, "i64": 8, "bool": 1,
 }  # fmt: skip
 _NUMPY_OF: Mapping[str, str] = {
     "f32": "<f4", "f16": "<f2", "bf16": "<u2", "f64": "<f8", "i8": "|i1", "u8": "|u1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def rows_as_frames(
     frames = [outgoing.open(stream, meta)]
     start = -meta["left_pad_tokens"] * 1280
     edges = sorted({0, len(rows), *(c for c in cuts if 0 < c < len(rows)), *((mark[0],) if mark else ())})
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         if mark and first == mark[0]:
             frames.append(Frame("mark", stream=stream, meta={"audio_end": mark[1]}))
         tensors = {name: Tensor.of(rows[first:last])}

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import os
 import resource
 import subprocess
 import sys
@@ -23,9 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.pipe import Pipe
 from benchmarks.report import machine, median, percentile, show
-from voxtral_pipes.config import AsrConfig
+from voxtral_pipes.config import AsrConfig, AudioConfig
+from voxtral_pipes.formats.frame import Frame
 from voxtral_pipes.formats.locate import locate_model
+from voxtral_pipes.formats.wav import parse_raw
 from voxtral_pipes.kernels import dispatch
 from voxtral_pipes.models.decode import Decoder
 from voxtral_pipes.models.encode import Encoder
@@ -34,7 +35,7 @@ from voxtral_pipes.models.weights import open_checkpoint
 from voxtral_pipes.stages.base import Drive, Outgoing
 from voxtral_pipes.stages.decode import DecodeStage
 from voxtral_pipes.stages.encode import EncodeStage
-from voxtral_pipes.stages.mel import MelStage
+from voxtral_pipes.stages.mel import MelStage, Source, source_frames
 
 ROOT = Path(__file__).resolve().parents[2]
 RATE_HZ = 16000
@@ -54,7 +55,7 @@ def wav(audio: np.ndarray) -> bytes:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(RATE_HZ)
-        file.writeframes((audio * 32767).astype("<i2").tobytes())
+        file.writeframes(pcm(audio))
     return out.getvalue()
 
 
@@ -114,18 +115,33 @@ def file_run(model: Loaded, audio: np.ndarray) -> dict[str, float]:
 
 def mel_of(audio: np.ndarray, live: bool) -> list[Any]:
     """Run the mel stage over one stream and return its frames."""
-    stage = MelStage()
+    stage = mel_stage(AudioConfig())
     outgoing = Outgoing("vx-mel")
-    stream, meta = stage.open(RATE_HZ, live=live, source="bench")
-    frames = [outgoing.hello(stage.hello(), RATE_HZ), outgoing.open(0, meta)]
-    for outputs in (stream.push(audio), stream.flush()):
-        frames += [outgoing.item(0, output) for output in outputs]
-    return [*frames, outgoing.end(0), outgoing.finish()]
+    source = Source(name="bench", live=live, warn=lambda line: None, raw=parse_raw(f"s16le:{RATE_HZ}:1"))
+    data = pcm(audio)
+    pieces = [data[i : i + 65536] for i in range(0, len(data), 65536)]
+    return [
+        outgoing.hello(stage.hello(), RATE_HZ),
+        *source_frames(stage, source, pieces, 0, outgoing),
+        Frame("end"),
+    ]
+
+
+def mel_stage(config: AudioConfig) -> MelStage:
+    """Make the stage with the settings of the model."""
+    return MelStage(
+        config, delay_tokens=config.delay_ms // config.token_ms, left_pad_tokens=config.left_pad_tokens
+    )
+
+
+def pcm(audio: np.ndarray) -> bytes:
+    """Turn float32 samples into s16le."""
+    return (np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes()
 
 
 def live_ticks(model: Loaded, audio: np.ndarray, paced: bool) -> dict[str, float]:
     """Feed 80 ms at a time, at the speed of speech if `paced`, and time each tick from audio to token."""
-    mel, _ = MelStage().open(RATE_HZ, live=True, source="bench")
+    mel, _ = mel_stage(model.config.audio).open(RATE_HZ, live=True, source="bench")
     encoder, meta = EncodeStage(model.encoder, model.config).open({"live": True})
     decoder, _ = DecodeStage(model.decoder, model.config).open(meta)
     ticks: list[float] = []
@@ -149,53 +165,20 @@ def live_ticks(model: Loaded, audio: np.ndarray, paced: bool) -> dict[str, float
     }
 
 
-class Pipe:
-    """`vx-mel | vx-encode | vx-decode | vx-detok` as processes; what each needed is known after `wait`."""
-
-    def __init__(self, path: str, device: str, dtype: str, source: Any) -> None:
-        shared = ["-m", path, "--device", device, "--dtype", dtype]
-        commands = [
-            ["vx-mel", "--raw", f"s16le:{RATE_HZ}:1"] if source == subprocess.PIPE else ["vx-mel"],
-            ["vx-encode", *shared],
-            ["vx-decode", *shared],
-            ["vx-detok", "-m", path, "--format", "jsonl"],
-        ]
-        self.processes: list[subprocess.Popen[bytes]] = []
-        for command in commands:
-            process = subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE)
-            if self.processes:
-                source.close()
-            self.processes.append(process)
-            source = process.stdout
-        self.stdin = self.processes[0].stdin
-        self.stdout = source
-
-    def wait(self) -> dict[str, float]:
-        """Wait for all and return the peak memory of each, in GB."""
-        peaks = {}
-        for process in self.processes:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            name = Path(str(process.args[0])).name  # type: ignore[index]
-            peaks[f"peak GB {name}"] = usage.ru_maxrss / 1e6
-            if process.returncode:
-                raise SystemExit(f"{name} ended with {process.returncode}")
-        return peaks
-
-
 def piped_file(path: str, device: str, dtype: str, audio: np.ndarray) -> dict[str, float]:
     """Run a file through real pipes, starts and loading included."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         file.write(wav(audio))
         file.flush()
         started = time.perf_counter()
-        with open(file.name, "rb") as source:
+        with Path(file.name).open("rb") as source:
             pipe = Pipe(path, device, dtype, source)
         first = None
         lines = 0
         for _ in pipe.stdout:
             first = first or time.perf_counter() - started
             lines += 1
+            pipe.note_peaks()
         total = time.perf_counter() - started
         return {
             "wall s": total,
@@ -208,13 +191,14 @@ def piped_file(path: str, device: str, dtype: str, audio: np.ndarray) -> dict[st
 def piped_live(path: str, device: str, dtype: str, audio: np.ndarray, delay_tokens: int) -> dict[str, float]:
     """Feed a warm pipe at the speed of speech and time each token from the audio that completes it."""
     pipe = Pipe(path, device, dtype, subprocess.PIPE)
-    samples = (np.clip(audio, -1, 1) * 32767).astype("<i2")
+    samples = np.frombuffer(pcm(audio), "<i2")
     sent: list[float] = []
     arrived: list[tuple[int, float]] = []
 
     def read() -> None:
-        for line in pipe.stdout:
-            arrived.append((json.loads(line)["position"], time.perf_counter()))
+        for _ in pipe.stdout:
+            arrived.append((len(arrived), time.perf_counter()))
+            pipe.note_peaks()
 
     def lead(count: int) -> None:
         """Send audio before the clock starts: the pipe loads, and answers with its first token."""
@@ -238,12 +222,13 @@ def piped_live(path: str, device: str, dtype: str, audio: np.ndarray, delay_toke
         sent.append(time.perf_counter())
     pipe.stdin.close()
     reader.join()
-    # Tick k of the audio completes position left_pad + k - 1: the last 2.5 ms of its mel lie in the next tick.
+    # Tick k of the audio completes position left_pad + k - 1 (the last 2.5 ms of its mel lie in the next tick), and
+    # the first token is that of position left_pad + delay.
     known = dict(arrived)
     delays = [
-        1e3 * (known[position] - when)
+        1e3 * (known[token] - when)
         for number, when in enumerate(sent, start=warm)
-        if (position := pipe_position(number)) in known
+        if (token := number - 1 - delay_tokens) in known
     ]
     return {
         "ticks": len(delays),
@@ -251,11 +236,6 @@ def piped_live(path: str, device: str, dtype: str, audio: np.ndarray, delay_toke
         "audio to token p99 ms": percentile(delays, 0.99),
         **pipe.wait(),
     }
-
-
-def pipe_position(tick: int, left_pad: int = 32) -> int:
-    """Return the position that tick `tick` of the audio completes."""
-    return left_pad + tick - 1
 
 
 def transformers_run(
@@ -283,7 +263,7 @@ def transformers_run(
     with torch.device(device):
         model = VoxtralRealtimeForConditionalGeneration(settings).eval()
     torch.set_default_dtype(torch.float32)
-    mel = torch.cat([f_mel for f_mel in _mel_tensors(mel_of(audio, live=False))])
+    mel = torch.cat(list(_mel_tensors(mel_of(audio, live=False))))
     features = mel.T[None].to(device, dtype)
     delay = config.audio.delay_ms // config.audio.token_ms
     prompt = torch.tensor([[1] + [32] * (32 + delay)], device=device)

@@ -116,6 +116,7 @@ def test_two_pipes_interleaved_give_what_they_give_alone(tiny_model: Path, tmp_p
 RECORDER = """#!/usr/bin/env python3
 import signal, struct, sys, time
 signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 data = sys.stdin.buffer.read() if sys.argv[1:] == ["-"] else open(sys.argv[1], "rb").read()
 out = sys.stdout.buffer
 out.write(b"RIFF" + struct.pack("<I", 0x80000024) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 8000, 1, 8)
@@ -242,9 +243,9 @@ def test_an_error_is_one_line_where_it_arises_and_travels(
 
 
 def test_an_error_from_before_is_shown_under_v(tiny_model: Path) -> None:
-    done = shell("vx-mel /no/such.wav | vx-detok -v", tiny_model)
+    done = shell("vx-mel /no/such.wav | vx-encode -v", tiny_model)
     assert done.returncode == 1
-    assert b"vx-detok: vx-mel: /no/such.wav" in done.stderr
+    assert b"vx-encode: vx-mel: /no/such.wav" in done.stderr
 
 
 def test_no_model_says_how_to_get_one(tmp_path: Path) -> None:

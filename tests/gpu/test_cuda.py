@@ -1,0 +1,92 @@
+"""The same functions on a CUDA device: float32 equals the CPU, bfloat16 stays close, cutting changes no byte."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from asr_models import (
+    SMALL,
+    ids_of,
+    joined,
+    pipe_of,
+    random_decoder,
+    random_encoder,
+    random_tensors,
+    rows_as_frames,
+    settings,
+)
+
+from voxtral_pipes.formats.frame import encode
+from voxtral_pipes.kernels import dispatch
+from voxtral_pipes.kernels import reference as ref
+from voxtral_pipes.models.decode import Decoder
+from voxtral_pipes.models.encode import Encoder
+from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
+from voxtral_pipes.stages.base import Drive
+from voxtral_pipes.stages.decode import DecodeOptions, DecodeStage
+from voxtral_pipes.stages.encode import EncodeStage
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+def placed(shapes, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    device = dispatch.pick_device("cuda")
+    return {name: t.to(device, dtype) for name, t in random_tensors(shapes, seed).items()}
+
+
+def stages(dtype: torch.dtype) -> tuple[EncodeStage, DecodeStage]:
+    encoder = Encoder.of(placed(encoder_shapes(SMALL), 1, dtype), SMALL.encoder)
+    decoder = Decoder.of(placed(decoder_shapes(SMALL), 2, dtype), SMALL.decoder)
+    return EncodeStage(encoder, SMALL), DecodeStage(decoder, SMALL, options=DecodeOptions(logprobs=True))
+
+
+def mel() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((8 * 150, 128)).astype(np.float32)
+
+
+def mel_pipe(cuts=(), live: bool = False):
+    return pipe_of("mel", rows_as_frames("mel", mel(), cuts, settings(live=live), row_ticks=160))
+
+
+def test_float32_equals_the_cpu_past_both_windows() -> None:
+    encode_stage, decode_stage = stages(torch.float32)
+    here = list(Drive(EncodeStage(random_encoder(), SMALL), mel_pipe()).run())
+    there = list(Drive(encode_stage, mel_pipe()).run())
+    np.testing.assert_allclose(joined(there, "embeds"), joined(here, "embeds"), atol=1e-4, rtol=0)
+    cpu_stage = DecodeStage(random_decoder(), SMALL, options=DecodeOptions(logprobs=True))
+    cpu, cuda = list(Drive(cpu_stage, here).run()), list(Drive(decode_stage, here).run())
+    np.testing.assert_allclose(joined(cuda, "logprob"), joined(cpu, "logprob"), atol=1e-3, rtol=0)
+    assert ids_of(cuda) == ids_of(cpu)
+
+
+def test_bfloat16_embeddings_stay_close() -> None:
+    here = joined(Drive(EncodeStage(random_encoder(), SMALL), mel_pipe()).run(), "embeds")
+    there = joined(Drive(stages(torch.bfloat16)[0], mel_pipe()).run(), "embeds")
+    assert np.linalg.norm(there - here) / np.linalg.norm(here) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("live", [False, True])
+def test_any_cutting_gives_the_same_bytes(dtype: torch.dtype, live: bool) -> None:
+    encode_stage, decode_stage = stages(dtype)
+
+    def run(cuts) -> bytes:
+        embeds = list(Drive(encode_stage, mel_pipe(cuts, live)).run())
+        return b"".join(encode(f) for f in [*embeds, *Drive(decode_stage, embeds).run()])
+
+    assert run(()) == run(range(0, 1200, 7)) == run((1, 8, 700, 1199))
+
+
+def test_the_head_of_bfloat16_weights_is_float32() -> None:
+    draw = torch.Generator().manual_seed(3)
+    weight, x = (
+        torch.randn(9000, 64, generator=draw).bfloat16(),
+        torch.randn(1, 64, generator=draw).bfloat16(),
+    )
+    logits = ref.head(x.cuda(), weight.cuda())
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.cpu().double(), x.double() @ weight.double().T, atol=1e-4, rtol=0)
