@@ -202,6 +202,21 @@ def test_audio_settings_of_another_model(tmp_path: Path) -> None:
     assert frames(vx_mel("-m", path, "--delay-ms", "80", CLIP))[1].meta["delay_tokens"] == 1
 
 
+def test_the_floor_of_another_model(tmp_path: Path) -> None:
+    """`global_log_mel_max` stands in params.json, beside the tekken.json that -m names."""
+    path = write_tekken(tmp_path)
+    args = {"audio_encoding_args": {"global_log_mel_max": 2.5}}
+    params = {"multimodal": {"whisper_model_args": {"encoder_args": args}}}
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    for model in (path, tmp_path):
+        found = mel(frames(vx_mel("-m", model, CLIP)))
+        assert found.min() == np.float32((2.5 - 8 + 4) / 4)
+    args["audio_encoding_args"].clear()
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    found = frames(vx_mel("-m", tmp_path, CLIP), status=1, lines=1)
+    assert "global_log_mel_max" in error(found)
+
+
 def test_a_model_that_does_not_fit_is_told_to_all(tmp_path: Path) -> None:
     write_tekken(tmp_path, sampling_rate=24000)
     found = frames(vx_mel("-m", tmp_path, CLIP), status=1, lines=1)

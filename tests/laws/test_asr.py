@@ -174,7 +174,7 @@ def test_marks_and_levels_travel_with_the_embeddings() -> None:
     marks = [i for i, f in enumerate(out) if f.kind == "mark"]
     assert len(marks) == 1 and out[marks[0]].meta == {"audio_end": 1280 * 70 - 40960}
     data_before = [f for f in out[: marks[0]] if f.kind == "data"]
-    assert all(f.tick < 1280 * 70 - 40960 for f in data_before)
+    assert all(f.tick is not None and f.tick < 1280 * 70 - 40960 for f in data_before)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

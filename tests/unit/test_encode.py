@@ -18,7 +18,8 @@ def test_embeddings_equal_transformers(window: int, cut: str) -> None:
     mel = torch.randn(1, 8 * n_tokens, 128, generator=torch.Generator().manual_seed(3))
     steps = {"whole": [32], "single": [1], "ragged": [5, 1, 32, 7, 2]}[cut]
     state = encoder.new_state(max(steps))
-    pieces, done = [], 0
+    pieces: list[torch.Tensor] = []
+    done = 0
     while done < n_tokens:
         step = min(steps[len(pieces) % len(steps)], n_tokens - done)
         rows, state = encoder.step(state, mel[:, 8 * done : 8 * (done + step)])

@@ -12,7 +12,6 @@ import soxr
 
 from voxtral_pipes.config import AudioConfig
 from voxtral_pipes.errors import BadInputError, BadModelError
-from voxtral_pipes.formats.settings import Settings
 from voxtral_pipes.formats.wav import WavReader
 from voxtral_pipes.models.mel import (
     Float32,
@@ -22,7 +21,6 @@ from voxtral_pipes.models.mel import (
     downmix,
     filter_bank,
     level_dbfs,
-    parse_audio_config,
     step,
 )
 
@@ -254,41 +252,6 @@ def test_resampling_never_gives_what_is_not_finite() -> None:
         [resampler.push(loud), resampler.push(np.full(20000, 3.4e38, np.float32)), resampler.flush()]
     )
     assert len(got) > 10000 and np.isfinite(got).all()
-
-
-AUDIO = {
-    "sampling_rate": 16000,
-    "frame_rate": 12.5,
-    "audio_encoding_config": {"num_mel_bins": 128, "hop_length": 160, "window_size": 400},
-    "transcription_format": "streaming",
-    "transcription_delay_ms": 480,
-    "streaming_n_left_pad_tokens": 32,
-}
-
-
-def test_published_audio_settings_are_the_defaults() -> None:
-    assert parse_audio_config(Settings(AUDIO, "audio.")) == CONFIG
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"sampling_rate": 24000}, "sampling_rate"),
-        ({"transcription_delay_ms": None}, "transcription_delay_ms"),
-        ({"transcription_delay_ms": 100}, "transcription_delay_ms"),
-        ({"streaming_n_left_pad_tokens": -1}, "streaming_n_left_pad_tokens"),
-        ({"audio_encoding_config": None}, "audio_encoding_config"),
-        (
-            {"audio_encoding_config": {"num_mel_bins": 0, "hop_length": 160, "window_size": 400}},
-            "num_mel_bins",
-        ),
-        ({"audio_encoding_config": {"num_mel_bins": 8, "hop_length": 170, "window_size": 400}}, "1280"),
-        ({"frame_rate": 13.3}, "13.3"),
-    ],
-)
-def test_audio_settings_that_do_not_fit_are_named(change: dict[str, Any], named: str) -> None:
-    with pytest.raises(BadModelError, match=named):
-        parse_audio_config(Settings({**AUDIO, **change}, "audio."))
 
 
 @pytest.mark.parametrize("window", [398, 399, 300])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from asr_models import SMALL, ids_of, pipe_of, rows_as_frames, settings
 
 from voxtral_pipes.errors import BadInputError
+from voxtral_pipes.models.decode import Decoder
 from voxtral_pipes.stages.base import Drive
 from voxtral_pipes.stages.decode import DecodeOptions, DecodeStage
 
@@ -45,9 +47,13 @@ class Script:
         return logits, state
 
 
+def stage_of(script: Script, options: DecodeOptions | None = None) -> DecodeStage:
+    return DecodeStage(cast(Decoder, script), SMALL, options=options or DecodeOptions())
+
+
 def run(answers: dict[int, int], n: int = 60, audio_end: int | None = None, levels=None, **options):
     script = Script(answers)
-    stage = DecodeStage(script, SMALL, options=DecodeOptions(**options))
+    stage = stage_of(script, options=DecodeOptions(**options))
     mark = (
         None
         if audio_end is None
@@ -125,7 +131,7 @@ def test_the_blank_guard_breaks_a_run_over_audible_input_only() -> None:
 def test_logits_that_are_not_finite_close_the_stream() -> None:
     script = Script({})
     script.step = lambda state, audio, tokens: (torch.full((1, 64), torch.nan), state)  # type: ignore[method-assign]
-    stage = DecodeStage(script, SMALL)
+    stage = stage_of(script)
     rows = rows_as_frames("embeds", np.zeros((45, 4), np.float32), (), settings(), row_ticks=1280)
     drive = Drive(stage, pipe_of("embeds", rows))
     frames = list(drive.run())
@@ -146,4 +152,4 @@ def test_logits_that_are_not_finite_close_the_stream() -> None:
 )
 def test_settings_that_do_not_fit_are_refused(meta: dict, said: str) -> None:
     with pytest.raises(BadInputError, match=said):
-        DecodeStage(Script({}), SMALL).open(meta)
+        stage_of(Script({})).open(meta)

@@ -308,6 +308,7 @@ def test_audio_settings(home: Path, tmp_path: Path) -> None:
     settings = json.loads(source.read_text())
     assert audio_config(source, home / "safetensors" / "params.json") == AudioConfig()
     changed = tmp_path / "tekken.json"
+    encoding = settings["audio"]["audio_encoding_config"]
 
     def write(**changes: object) -> Path:
         changed.write_text(json.dumps(settings | {"audio": settings["audio"] | changes}))
@@ -320,6 +321,11 @@ def test_audio_settings(home: Path, tmp_path: Path) -> None:
         ({"sampling_rate": 24000}, "sampling_rate"),
         ({"transcription_format": "instruct"}, "transcription_format"),
         ({"frame_rate": 7}, "does not divide"),
+        ({"transcription_delay_ms": None}, "transcription_delay_ms is missing"),
+        ({"transcription_delay_ms": 0}, "transcription_delay_ms"),
+        ({"streaming_n_left_pad_tokens": -1}, "streaming_n_left_pad_tokens"),
+        ({"audio_encoding_config": encoding | {"num_mel_bins": 0}}, "num_mel_bins"),
+        ({"audio_encoding_config": encoding | {"hop_length": 170}}, "1280"),
         ({"audio_encoding_config": None}, "audio_encoding_config is missing"),
     ):
         with pytest.raises(BadModelError, match=message):

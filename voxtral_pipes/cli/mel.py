@@ -108,7 +108,7 @@ def work(args: argparse.Namespace, log: edge.Log) -> int:
 def _stage(args: argparse.Namespace) -> MelStage:
     from voxtral_pipes.stages.mel import MelStage
 
-    config = audio_config(args.model) if args.model is not None else AudioConfig()
+    config = settings_of(args.model) if args.model is not None else AudioConfig()
     delay_ms = config.delay_ms if args.delay_ms is None else args.delay_ms
     return MelStage(
         config,
@@ -118,15 +118,14 @@ def _stage(args: argparse.Namespace) -> MelStage:
     )
 
 
-def audio_config(model: str) -> AudioConfig:
-    """Read the audio settings that -m names."""
+def settings_of(model: str) -> AudioConfig:
+    """Read the audio settings that -m names: those of its tekken.json, and of the params.json beside that."""
     from voxtral_pipes.formats.locate import locate_tekken
-    from voxtral_pipes.formats.settings import Settings
-    from voxtral_pipes.formats.tekken import Tekken
-    from voxtral_pipes.models.mel import parse_audio_config
+    from voxtral_pipes.models.audio_settings import audio_config
 
-    file = locate_tekken(model)
-    return parse_audio_config(Settings(Tekken.read(file).audio, f"{file}: audio."))
+    tekken = locate_tekken(model)
+    params = tekken.with_name("params.json")
+    return audio_config(tekken, params if params.is_file() else None)
 
 
 @dataclass(frozen=True, slots=True)

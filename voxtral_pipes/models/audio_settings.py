@@ -20,8 +20,7 @@ def audio_config(tekken: Path | None, params: Path | None = None) -> AudioConfig
 
     Raises:
         BadModelError: a malformed file; a tekken.json without `audio` (a model that hears nothing); a
-        params.json
-            without `global_log_mel_max` (its model scales every recording by its own maximum, so it cannot
+            params.json without `global_log_mel_max` (its model scales every recording by its own maximum, so it cannot
             stream); or two files that contradict each other.
     """
     config = AudioConfig() if tekken is None else _from_tekken(tekken)
@@ -47,7 +46,7 @@ def _from_tekken(path: Path) -> AudioConfig:
         n_mels=encoding.integer("num_mel_bins"),
         hop_samples=encoding.integer("hop_length"),
         window_samples=encoding.integer("window_size"),
-        delay_ms=audio.integer("transcription_delay_ms", least=0),
+        delay_ms=audio.integer("transcription_delay_ms"),
         left_pad_tokens=audio.integer("streaming_n_left_pad_tokens", least=0),
     )
     if config.delay_ms % config.token_ms:

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from voxtral_pipes.config import AudioConfig
 from voxtral_pipes.errors import BadInputError, BadModelError
-from voxtral_pipes.formats.settings import Settings
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -199,27 +198,3 @@ class Resampler:
         out: Float32 = self._stream.resample_chunk(np.ascontiguousarray(samples), last=last)
         # Samples near the largest float32 overflow inside the filter; no NaN may reach the mel.
         return np.nan_to_num(out, nan=0, posinf=0, neginf=0)
-
-
-def parse_audio_config(audio: Settings) -> AudioConfig:
-    """Take from the `audio` section of a tekken.json what the front end needs (asr.md section 12.2).
-
-    Raises:
-        BadModelError: something is missing or does not fit; it may be the file of a synthesis model.
-    """
-    coding = audio.section("audio_encoding_config")
-    config = AudioConfig(
-        rate_hz=audio.integer("sampling_rate"),
-        frame_rate_hz=audio.positive("frame_rate"),
-        n_mels=coding.integer("num_mel_bins"),
-        hop_samples=coding.integer("hop_length"),
-        window_samples=coding.integer("window_size"),
-        delay_ms=audio.integer("transcription_delay_ms"),
-        left_pad_tokens=audio.integer("streaming_n_left_pad_tokens", least=0),
-    )
-    nominal = AudioConfig()
-    if config.rate_hz != nominal.rate_hz:
-        raise audio.fail("sampling_rate", f"is {config.rate_hz}; recognition works at {nominal.rate_hz} Hz")
-    if config.token_frames < 1 or config.delay_ms % config.token_ms:
-        raise audio.fail("transcription_delay_ms", f"is {config.delay_ms}, no multiple of {config.token_ms}")
-    return config
