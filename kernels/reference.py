@@ -54,7 +54,8 @@ def head(x: Tensor, weight: Tensor | PackedWeight) -> Tensor:
     if isinstance(weight, Tensor) and weight.dtype == torch.float32:
         return F.linear(x.float(), weight)
     if isinstance(weight, Tensor) and weight.is_cuda:
-        return torch.mm(x.to(weight.dtype), weight.t(), out_dtype=torch.float32)  # accumulates in float32
+        logits: Tensor = torch.mm(x.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+        return logits
     wide = x.float()
     pieces = []
     for first in range(0, weight.shape[0], HEAD_ROWS):

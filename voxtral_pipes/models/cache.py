@@ -19,9 +19,26 @@ class Span:
     slots: slice | Tensor
     """Slots that take the new keys."""
     held: int
-    """Slots in use once they are written; the rest was never written."""
+    """Slots to look at; those beyond were never written."""
     mask: Tensor | None
     """bool [n, held], True where a query attends; None where it attends to all of them."""
+
+    @classmethod
+    def of(cls, slots: Tensor, mask: Tensor) -> Span:
+        """Make the form that has one shape for many positions, as CUDA graphs need it."""
+        return cls(slots, mask.shape[1], mask)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Return slots and mask of a span that was made by `of`."""
+        if not isinstance(self.slots, Tensor) or self.mask is None:
+            raise TypeError("this span is not of the form for CUDA graphs")
+        return self.slots, self.mask
+
+
+FIRST_BUCKET = 1024
+"""On CUDA a ring is looked at in powers of two from here on, so that a few graphs serve all positions."""
+ALIGNED = 64
+"""Attention kernels want the width of a mask to be a multiple of 8 or more, and copy it otherwise."""
 
 
 @dataclass(slots=True)
@@ -53,12 +70,19 @@ class RingKV:
         """Allocate for steps of up to `max_step` positions.
 
         A step is written before it attends, so it must not evict what its first query still sees:
-        capacity = window + max_step - 1.  Memory is not touched before it is used.
+        capacity = window + max_step - 1.  On the CPU memory is not touched before it is used.
         """
-        shape = (layers, batch, heads, window + max_step - 1, head_dim)
+        capacity = window + max_step - 1
+        make = torch.empty
+        if device.type == "cuda":
+            capacity += -capacity % ALIGNED
+            make = (
+                torch.zeros
+            )  # a bucket reaches beyond what was written, and a masked NaN would still be one
+        shape = (layers, batch, heads, capacity, head_dim)
         return cls(
-            torch.empty(shape, device=device, dtype=dtype),
-            torch.empty(shape, device=device, dtype=dtype),
+            make(shape, device=device, dtype=dtype),
+            make(shape, device=device, dtype=dtype),
             window,
         )
 
@@ -74,19 +98,22 @@ class RingKV:
             raise ValueError(
                 f"a step of {steps} at {position} overruns a ring of {capacity}, window {self.window}"
             )
-        held = min(end, capacity)
-        device = self.keys.device
-        first = position % capacity
-        slots: slice | Tensor = slice(first, first + steps)
-        if first + steps > capacity:
-            slots = torch.arange(position, end, device=device) % capacity
-        if steps == 1 and held <= self.window:
-            return Span(slots, held, None)
-        last = end - 1
-        holds = torch.arange(held, device=device)
-        holds = last - (last - holds) % capacity
-        queries = torch.arange(position, end, device=device)[:, None]
-        return Span(slots, held, (holds <= queries) & (holds > queries - self.window))
+        if self.keys.is_cuda:
+            bucket = max(FIRST_BUCKET, 1 << (end - 1).bit_length())
+            slots = torch.arange(position, end) % capacity
+            return Span.of(slots, self._mask(position, steps, min(capacity, bucket)))
+        held, first = min(end, capacity), position % capacity
+        wraps = first + steps > capacity
+        where = torch.arange(position, end) % capacity if wraps else slice(first, first + steps)
+        needs_mask = steps > 1 or held > self.window
+        return Span(where, held, self._mask(position, steps, held) if needs_mask else None)
+
+    def _mask(self, position: int, steps: int, held: int) -> Tensor:
+        """Tell which slots each query of a step sees, bool [steps, held], on the host."""
+        last = position + steps - 1
+        holds = last - (last - torch.arange(held)) % self.capacity
+        queries = torch.arange(position, position + steps)[:, None]
+        return (holds >= 0) & (holds <= queries) & (holds > queries - self.window)
 
     def write(self, layer: int, span: Span, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [B, H, n, D] of one layer and return all keys and values in use, [B, H, held, D]."""

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from voxtral_pipes.config import DecoderConfig
 from voxtral_pipes.kernels import dispatch as ops
+from voxtral_pipes.kernels.graphs import Replayed
 from voxtral_pipes.kernels.packed import Weight
-from voxtral_pipes.models.cache import RingKV, Rotary
+from voxtral_pipes.models.cache import RingKV, Rotary, Span
 from voxtral_pipes.models.layers import Block, Linear, dense
 
 EMBEDDING = "mm_streams_embeddings.embedding_module.tok_embeddings.weight"
@@ -35,6 +36,8 @@ class DecoderState:
     ffn_norms: tuple[Tensor, ...]
     """Per layer [dim]: the FFN norm with the conditioning on this stream's delay folded in; shared, read-only."""
     position: int
+    graphs: Replayed
+    """On CUDA: the steps of this state as graphs."""
 
 
 def time_embedding(delay_tokens: int, dim: int) -> Tensor:
@@ -88,20 +91,22 @@ class Decoder:
         The ring holds exactly the window: later steps are single, and the first step evicts nothing.
         """
         config = self.config
-        return DecoderState(
-            kv=RingKV.new(
-                layers=config.n_layers,
-                batch=batch,
-                heads=config.n_kv_heads,
-                head_dim=config.head_dim,
-                window=config.window,
-                max_step=1,
-                device=self.device,
-                dtype=self.dtype,
-            ),
-            ffn_norms=self.ffn_norms(delay_tokens),
-            position=0,
+        kv = RingKV.new(
+            layers=config.n_layers,
+            batch=batch,
+            heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            window=config.window,
+            max_step=1,
+            device=self.device,
+            dtype=self.dtype,
         )
+        norms = self.ffn_norms(delay_tokens)
+
+        def run(audio: Tensor, tokens: Tensor, turn: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
+            return self._run(kv, norms, audio, tokens, turn, Span.of(slots, mask))
+
+        return DecoderState(kv, norms, 0, Replayed(run))
 
     @torch.inference_mode()
     def ffn_norms(self, delay_tokens: int) -> tuple[Tensor, ...]:
@@ -116,21 +121,41 @@ class Decoder:
             self._ffn_norms[delay_tokens] = known
         return known
 
+    def warm(self, state: DecoderState) -> None:
+        """Record the single step of a new state ahead of its first audio; nothing to do on the CPU."""
+        if self.device.type != "cuda":
+            return
+        batch = state.kv.keys.shape[1]
+        for _ in range(2):
+            audio = torch.zeros(batch, 1, self.config.dim)
+            self.step(state, audio, torch.zeros(batch, 1, dtype=torch.int64))
+        state.position = 0  # what was written is not seen before it is written again
+
     @torch.inference_mode()
     def step(self, state: DecoderState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, DecoderState]:
         """Run the next positions: audio [B, n, dim], tokens int64 [B, n] -> float32 [B, vocab] of the last one.
 
         n > 1 is the prompt: at position 0, and no longer than the window.
         """
-        x = audio.to(self.device, self.dtype) + ops.embedding(tokens, self.embedding, self.dtype)
-        steps = x.shape[1]
+        steps = audio.shape[1]
         turn = self.rotary.at(state.position, steps)
         span = state.kv.span(state.position, steps)
-        for layer, (block, ffn_norm) in enumerate(zip(self.blocks, state.ffn_norms, strict=True)):
-            x = block(x, turn, state.kv, layer, span, ffn_norm)
+        if self.device.type == "cuda":
+            logits = state.graphs(self.device, audio, tokens, turn, *span.tensors())
+        else:
+            logits = self._run(state.kv, state.ffn_norms, audio, tokens, turn, span)
         state.position += steps
+        return logits, state
+
+    def _run(
+        self, kv: RingKV, norms: tuple[Tensor, ...], audio: Tensor, tokens: Tensor, turn: Tensor, span: Span
+    ) -> Tensor:
+        """Do the tensor work of a step, without the bookkeeping: it can be recorded."""
+        x = audio.to(self.device, self.dtype) + ops.embedding(tokens, self.embedding, self.dtype)
+        for layer, (block, ffn_norm) in enumerate(zip(self.blocks, norms, strict=True)):
+            x = block(x, turn, kv, layer, span, ffn_norm)
         last = ops.rms_norm(x[:, -1], self.norm, self.config.norm_eps)
-        return ops.head(last, self.embedding), state
+        return ops.head(last, self.embedding)
 
     def prefill(self, state: DecoderState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, DecoderState]:
         """Run the prompt, audio [B, L, dim] and tokens [B, L], in one pass where it fits the window.

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from voxtral_pipes.config import EncoderConfig
 from voxtral_pipes.kernels import dispatch as ops
+from voxtral_pipes.kernels.graphs import Replayed
 from voxtral_pipes.kernels.packed import Weight
-from voxtral_pipes.models.cache import RingKV, Rotary
+from voxtral_pipes.models.cache import RingKV, Rotary, Span
 from voxtral_pipes.models.layers import Block, Linear, dense
 
 ROOT = "mm_streams_embeddings.embedding_module."
@@ -33,13 +34,14 @@ KERNEL, STEM_STRIDE = 3, 2
 class EncoderState:
     """What one lockstep batch of streams carries; owned by its caller, changed only by `Encoder.step`."""
 
-    mel_tail: Tensor
-    """[B, n_mels, 2], the last mel frames; zeros (not silence) before the first."""
-    conv_tail: Tensor
-    """[B, dim, 1], the last output of conv0 after its GELU; zeros before the first."""
+    tails: tuple[Tensor, ...]
+    """The last two mel frames, [B, n_mels, 2], and the last output of conv0, [B, dim, 1]; zeros (which in mel are
+    not silence) before the first; written in place."""
     kv: RingKV
     position: int
     """Encoder positions done, 4 per embedding."""
+    graphs: Replayed
+    """On CUDA: the steps of this state as graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +93,37 @@ class Encoder:
 
     def new_state(self, max_step_tokens: int, batch: int = 1) -> EncoderState:
         """Begin `batch` streams that are stepped by at most `max_step_tokens` embeddings at a time."""
-        config, place = self.config, {"device": self.device, "dtype": self.dtype}
-        return EncoderState(
-            mel_tail=torch.zeros(batch, config.n_mels, KERNEL - 1, device=self.device, dtype=self.dtype),
-            conv_tail=torch.zeros(
-                batch, config.dim, KERNEL - STEM_STRIDE, device=self.device, dtype=self.dtype
-            ),
-            kv=RingKV.new(
-                layers=config.n_layers,
-                batch=batch,
-                heads=config.n_heads,
-                head_dim=config.head_dim,
-                window=config.window,
-                max_step=max_step_tokens * config.downsample,
-                **place,  # type: ignore[arg-type]
-            ),
-            position=0,
+        config = self.config
+        kv = RingKV.new(
+            layers=config.n_layers,
+            batch=batch,
+            heads=config.n_heads,
+            head_dim=config.head_dim,
+            window=config.window,
+            max_step=max_step_tokens * config.downsample,
+            device=self.device,
+            dtype=self.dtype,
         )
+        tails = tuple(
+            torch.zeros(batch, channels, columns, device=self.device, dtype=self.dtype)
+            for channels, columns in ((config.n_mels, KERNEL - 1), (config.dim, KERNEL - STEM_STRIDE))
+        )
+
+        def run(mel: Tensor, turn: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
+            return self._run(tails, kv, mel, turn, Span.of(slots, mask))
+
+        return EncoderState(tails, kv, 0, Replayed(run))
+
+    def warm(self, state: EncoderState) -> None:
+        """Record the single step of a new state ahead of its first audio; nothing to do on the CPU."""
+        if self.device.type != "cuda":
+            return
+        silence = torch.zeros(state.tails[0].shape[0], self.token_frames, self.config.n_mels)
+        for _ in range(2):
+            self.step(state, silence)
+        for tail in state.tails:
+            tail.zero_()
+        state.position = 0  # what was written is not seen before it is written again
 
     @torch.inference_mode()
     def step(self, state: EncoderState, mel: Tensor) -> tuple[Tensor, EncoderState]:
@@ -120,25 +136,32 @@ class Encoder:
         """
         if mel.shape[1] % self.token_frames:
             raise ValueError(f"{mel.shape[1]} mel frames are not a multiple of {self.token_frames}")
-        x = self._stem(state, mel)
-        steps = x.shape[1]
+        steps = mel.shape[1] // STEM_STRIDE
         turn = self.rotary.at(state.position, steps)
         span = state.kv.span(state.position, steps)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, turn, state.kv, layer, span)
+        if self.device.type == "cuda":
+            rows = state.graphs(self.device, mel, turn, *span.tensors())
+        else:
+            rows = self._run(state.tails, state.kv, mel, turn, span)
         state.position += steps
-        x = ops.rms_norm(x, self.norm, self.config.norm_eps)
-        groups = x.reshape(x.shape[0], steps // self.config.downsample, -1)
-        first, second = self.adapter
-        return second(F.gelu(first(groups))), state
+        return rows, state
 
-    def _stem(self, state: EncoderState, mel: Tensor) -> Tensor:
-        """Mel [B, 2n, n_mels] to [B, n, dim]; carries the tails of both convolutions."""
+    def _run(self, tails: tuple[Tensor, ...], kv: RingKV, mel: Tensor, turn: Tensor, span: Span) -> Tensor:
+        """Do the tensor work of a step, without the bookkeeping: it can be recorded."""
+        x = self._stem(tails, mel)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, turn, kv, layer, span)
+        x = ops.rms_norm(x, self.norm, self.config.norm_eps)
+        groups = x.reshape(x.shape[0], x.shape[1] // self.config.downsample, -1)
+        first, second = self.adapter
+        return second(F.gelu(first(groups)))
+
+    def _stem(self, tails: tuple[Tensor, ...], mel: Tensor) -> Tensor:
+        """Mel [B, 2n, n_mels] to [B, n, dim]; carries the tails of both convolutions, in place."""
         (weight0, bias0), (weight1, bias1) = self.convs
-        x = mel.to(self.device, self.dtype).transpose(1, 2)
-        x = torch.cat((state.mel_tail, x), dim=2)
-        state.mel_tail = x[:, :, -state.mel_tail.shape[2] :].clone()
-        x = F.gelu(F.conv1d(x, weight0, bias0))
-        x = torch.cat((state.conv_tail, x), dim=2)
-        state.conv_tail = x[:, :, -state.conv_tail.shape[2] :].clone()
+        mel_tail, conv_tail = tails
+        x = torch.cat((mel_tail, mel.to(self.device, self.dtype).transpose(1, 2)), dim=2)
+        mel_tail.copy_(x[:, :, -mel_tail.shape[2] :])
+        x = torch.cat((conv_tail, F.gelu(F.conv1d(x, weight0, bias0))), dim=2)
+        conv_tail.copy_(x[:, :, -conv_tail.shape[2] :])
         return F.gelu(F.conv1d(x, weight1, bias1, stride=STEM_STRIDE)).transpose(1, 2)

@@ -101,6 +101,8 @@ class DecodeStream:
         self._settings = settings
         self._token_samples = stage.config.audio.token_samples
         self._state = stage.decoder.new_state(settings.delay_tokens)
+        if settings.live:
+            stage.decoder.warm(self._state)
         self._prompt: list[torch.Tensor] = []
         self._position = 0
         self._token = torch.empty(1, dtype=torch.int64)
