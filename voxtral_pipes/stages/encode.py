@@ -61,7 +61,7 @@ class EncodeStream:
         self._chunk = stage.chunk_tokens or (1 if settings.live else MAX_STEP_TOKENS)
         self._lead = settings.left_pad_tokens if settings.live and stage.chunk_tokens is None else 0
         self._state = stage.encoder.new_state(max(self._chunk, MAX_STEP_TOKENS))
-        if settings.live:
+        if settings.live and self._chunk == 1:
             stage.encoder.warm(self._state)
         self._mel = torch.empty(0, stage.encoder.config.n_mels)
         self._levels: list[float] | None = []
