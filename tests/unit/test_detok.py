@@ -125,25 +125,25 @@ def test_jsonl_has_a_line_for_each_token() -> None:
     assert lines(one(ids, "jsonl", first=5)) == [
         {
             "stream": 0,
-            "id": WORD,
+            "token": WORD,
             "special": True,
             "text": "",
             "name": "[STREAMING_WORD]",
             "start": 0,
             "end": 80,
         },
-        {"stream": 0, "id": ids[1], "special": False, "text": " Hello", "start": 0, "end": 80},
+        {"stream": 0, "token": ids[1], "special": False, "text": " Hello", "start": 0, "end": 80},
         {
             "stream": 0,
-            "id": PAD,
+            "token": PAD,
             "special": True,
             "text": "",
             "name": "[STREAMING_PAD]",
             "start": 80,
             "end": 160,
         },
-        {"stream": 0, "id": N_SPECIAL + 0xC3, "special": False, "text": "", "start": 160, "end": 240},
-        {"stream": 0, "id": None, "special": False, "text": "\ufffd", "start": 160, "end": 240},
+        {"stream": 0, "token": N_SPECIAL + 0xC3, "special": False, "text": "", "start": 160, "end": 240},
+        {"stream": 0, "token": None, "special": False, "text": "\ufffd", "start": 160, "end": 240},
     ]
 
 

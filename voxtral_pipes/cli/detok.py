@@ -18,7 +18,7 @@ formats
   text   the words alone; a newline after each stream
   jsonl  one object a token, pads and other specials included:
          stream   number of the stream
-         id       token id; null for what an unfinished character leaves at the end
+         token    token id; null for what an unfinished character leaves at the end
          special  true if the token stands for no text; then "name" is its string
          text     the text that became complete with this token
          start    ms from the start of the audio, end 80 ms later; null without a clock

@@ -104,7 +104,7 @@ class _Lines:
         special = piece.token is not None and piece.token < self._vocabulary.n_special
         line: dict[str, Any] = {
             "stream": self._stream,
-            "id": piece.token,
+            "token": piece.token,
             "special": special,
             "text": piece.text,
         }
