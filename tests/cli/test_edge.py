@@ -54,7 +54,9 @@ def make():
 def work(args, log):
     if args.mode == "raise":
         raise {"os": OSError(2, "No such file", "x.bin"), "bug": ValueError("two\\nlines"),
-               "bad": BadInputError("no\\nway"), "memory": MemoryError()}[args.what]
+               "bad": BadInputError("no\\nway"), "memory": MemoryError(),
+               "torch": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+               }[args.what]
     if args.mode == "talk":
         log.error("an error"), log.warn("a warning"), log.note("a note")
         return 0
@@ -316,6 +318,7 @@ def test_a_closed_stdin_is_told(probe: list[str]) -> None:
         ("os", "x.bin: No such file"),
         ("bad", "no way"),
         ("memory", "out of memory; use a smaller or quantised model, or another --device"),
+        ("torch", "out of memory; use a smaller or quantised model, or another --device"),
         ("bug", "internal error, ValueError: two (run with -v for the traceback, and report it)"),
     ],
 )
@@ -426,6 +429,22 @@ def test_help_and_version_start_light(command: str) -> None:
         done = run([sys.executable, "-c", code])
         assert (done.returncode, done.stderr) == (0, b"set()\n")
         assert done.stdout.decode().startswith("usage: " + command if option == "--help" else command + " ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupt_while_the_imports_run_leaves_no_traceback(command: str) -> None:
+    """The script is stopped inside its first import of ours, as by Ctrl-C just after the start."""
+    name = command.removeprefix("vx-")
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, module, path, target=None):\n"
+        f"        if module == 'voxtral_pipes.cli.{name}': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        f"runpy.run_path({str(ROOT / 'bin' / command)!r}, run_name='__main__')"
+    )
+    done = run([sys.executable, "-c", code])
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

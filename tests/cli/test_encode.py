@@ -167,6 +167,7 @@ def test_bf16_travels_as_bf16_and_is_decoded(tiny_model: Path, tmp_path: Path) -
     [
         (["--chunk-ms", "100"], {}, 2, "--chunk-ms 100 is not a multiple of 80"),
         (["--chunk-ms", "0"], {}, 2, "--chunk-ms"),
+        (["--chunk-ms", "8000000000"], {}, 2, "60000 is the most"),
         (["--dtype", "f16"], {}, 2, "--dtype"),
         (["--device", "bogus"], {}, 2, "--device 'bogus'"),
         ([], {"VX_DTYPE": "f16"}, 2, "f16"),

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-
 from pipes import ROOT, WAIT_S, environment
 
 

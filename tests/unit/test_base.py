@@ -306,6 +306,17 @@ def test_an_empty_stream_and_an_empty_pipe() -> None:
     assert [f.kind for f in drive(END)] == ["hello", "end"]
 
 
+def test_marks_of_streams_that_are_not_open_are_forwarded() -> None:
+    marks = [
+        Frame("mark", 0, meta={"at": 1}),
+        Frame("mark", 0, meta={"at": 2}),
+        Frame("mark", meta={"at": 3}),
+    ]
+    out = drive(marks[0], data(0, 0, 1), Frame("end", 0), marks[1], marks[2], END)
+    assert [f.kind for f in out] == ["hello", "mark", "open", "data", "end", "mark", "mark", "end"]
+    assert [f for f in out if f.kind == "mark"] == marks
+
+
 def test_marks_reach_the_stream_and_go_on_in_order() -> None:
     stage = Adding()
     mark = Frame("mark", 0, tick=5, meta={"audio_end": 5})

@@ -95,7 +95,12 @@ def explain(error: Exception) -> VoxError:
     """Turn any exception into one with a message for the user."""
     if isinstance(error, VoxError):
         return error
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # torch has a class of its own for CUDA only; on the CPU it is known by its words.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    ):
         return VoxError("out of memory; use a smaller or quantised model, or another --device")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from voxtral_pipes.stages.encode import EncodeStage
 
 NAME = "vx-encode"
+MAX_CHUNK_MS = 60_000
+"""Four times the encoder's window: longer steps take more memory and are no faster."""
 
 
 def parser() -> Parser:
@@ -45,6 +47,8 @@ def work(args: argparse.Namespace, log: edge.Log) -> int:
     nominal = AsrConfig()
     if args.chunk_ms is not None and args.chunk_ms % nominal.audio.token_ms:
         raise UsageError(f"--chunk-ms {args.chunk_ms} is not a multiple of {nominal.audio.token_ms}")
+    if args.chunk_ms is not None and args.chunk_ms > MAX_CHUNK_MS:
+        raise UsageError(f"--chunk-ms {args.chunk_ms}: {MAX_CHUNK_MS} is the most")
     hello = Hello({"embeds": {"d": "f32", "h": [-1, nominal.decoder.dim]}})
     return edge.filter_frames(NAME, hello, lambda: make(args, log), source, output, log)
 

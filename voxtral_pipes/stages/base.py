@@ -310,7 +310,9 @@ class Drive:
             yield self.outgoing.open(sid, meta)
             return
         current = self._streams.get(sid)
-        if frame.kind == "mark":
+        if frame.kind == "mark" and sid not in self._streams:
+            yield frame  # of a stream that has not begun, or has ended: none of our business
+        elif frame.kind == "mark":
             if current is not None:
                 current.mark(frame.meta)
                 yield frame
