@@ -263,6 +263,21 @@ def test_a_slow_reader_that_never_blocks_loses_nothing(probe: list[str]) -> None
         assert process.wait(WAIT_S) == -signal.SIGPIPE
 
 
+def test_a_slow_writer_that_never_blocks_is_waited_for(probe: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with started([*probe, "filter"], stdin=reading) as process:
+        os.close(reading)
+        assert process.stdout is not None
+        data = encode(HELLO) + ids(0, 1, 2) + encode(Frame("end", 0, 1)) + encode(Frame("end"))
+        for piece in (data[:5], data[5:100], data[100:]):
+            time.sleep(0.2)
+            os.write(writing, piece)
+        os.close(writing)
+        assert [f.kind for f in frames(process.stdout.read())] == ["hello", "open", "data", "end", "end"]
+        assert process.wait(WAIT_S) == 0
+
+
 # --- terminals
 
 

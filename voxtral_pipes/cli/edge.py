@@ -6,6 +6,7 @@ Nothing here imports numpy or torch: `main` sets the signal handlers first and i
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
 import signal
@@ -19,6 +20,8 @@ from voxtral_pipes.errors import OutputError, TruncatedError, UsageError, VoxErr
 
 if TYPE_CHECKING:
     import argparse
+
+    from _typeshed import WriteableBuffer
 
     from voxtral_pipes.cli.options import Parser
     from voxtral_pipes.formats.frame import ByteSource, Frame
@@ -177,7 +180,24 @@ def open_stdin() -> BinaryIO:
         raise UsageError("stdin is closed; pipe something in") from error
     if os.isatty(STDIN):
         raise UsageError("stdin is a terminal; pipe something in, or try --help")
-    return open(STDIN, "rb", buffering=1 << 16, closefd=False)
+    return io.BufferedReader(_Stdin(), 1 << 16)
+
+
+class _Stdin(io.RawIOBase):
+    """stdin, waited for also where another process has made the shared descriptor non-blocking.
+
+    Python's own file object would answer None there, which looks like the end of the input.
+    """
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        while True:
+            try:
+                return os.readv(STDIN, [buffer])
+            except BlockingIOError:
+                select.select([STDIN], [], [])
 
 
 class Output:
