@@ -1,0 +1,17 @@
+"""Imported first by the scripts here: they run in the checkout's own environment, whichever python3 started them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+if find_spec("voxtral_pipes") is None:
+    if subprocess.run([ROOT / "scripts" / "setup", "--no-tests"], check=False).returncode:
+        sys.exit(1)  # it has said why
+    python = ROOT / ".venv" / "bin" / "python"
+    os.execv(python, [str(python), *sys.argv])
