@@ -1,10 +1,15 @@
 """Settings all tests share."""
 
 import os
+import signal
 
 # Small models and several processes at once on few cores: more threads in each only wait for one another.
 # Before torch is imported anywhere, and inherited by the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A job in the background of a script is started with SIGINT ignored, and so would be the commands that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path
 
