@@ -29,8 +29,8 @@ def parser() -> Parser:
         "--chunk-ms",
         type=positive,
         metavar="MS",
-        help="audio per step, a multiple of 80 up to 60000 (else 80 for a live stream, 2560 for a file): longer steps are "
-        "faster and later",
+        help="audio per step, a multiple of 80 up to 60000 (else 80 for a live stream, 2560 for a file): longer "
+        "steps are faster and later",
     )
     add_model(result, what="where the weights are", variable="VX_ASR_MODEL")
     add_device(result)
