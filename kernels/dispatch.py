@@ -40,6 +40,7 @@ def pick_device(name: str) -> torch.device:
     # TF32 has 10 bits of mantissa: float32 asked for must be float32 got, in convolutions too.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_num_threads(1)  # what is left for the host is small, and threads that wait for it burn cores
     return torch.device("cuda", int(number or 0))
 
 
@@ -63,12 +64,10 @@ def check_kernels() -> None:
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
     """Say in one line what was chosen."""
-    where = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
-    return f"computing in {str(dtype).removeprefix('torch.')} on {where} with plain torch kernels"
+    where, how = f"{torch.get_num_threads()} CPU threads", "plain torch kernels"
+    if device.type == "cuda":
+        where, how = torch.cuda.get_device_name(device), "plain torch kernels in CUDA graphs"
+    return f"computing in {str(dtype).removeprefix('torch.')} on {where} with {how}"
 
 
 __all__ = [

@@ -145,6 +145,7 @@ def live_ticks(model: Loaded, audio: np.ndarray, paced: bool) -> dict[str, float
     encoder, meta = EncodeStage(model.encoder, model.config).open({"live": True})
     decoder, _ = DecodeStage(model.decoder, model.config).open(meta)
     ticks: list[float] = []
+    first = 0.0
     started = time.perf_counter()
     for number in range(len(audio) // TICK_SAMPLES):
         due = started + (number + 1) * TICK_SAMPLES / RATE_HZ
@@ -155,9 +156,12 @@ def live_ticks(model: Loaded, audio: np.ndarray, paced: bool) -> dict[str, float
         for piece in mel.push(audio[number * TICK_SAMPLES : (number + 1) * TICK_SAMPLES]):
             for rows in encoder.push(piece.frame()):
                 heard += sum(1 for _ in decoder.push(rows.frame()))
+        if heard and not first:
+            first = time.perf_counter() - started
         if heard == 1:
             ticks.append(1e3 * (time.perf_counter() - begun))
     return {
+        "first sample to first token ms": 1e3 * first,
         "ticks": len(ticks),
         "tick p50 ms": percentile(ticks, 0.5),
         "tick p99 ms": percentile(ticks, 0.99),

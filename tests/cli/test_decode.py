@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from pipes import WAIT_S, environment, frames, shell
 
 import numpy as np
 import pytest
 import torch
 from asr_models import ids_of, joined, pipe_of, rows_as_frames, settings
+from processes import WAIT_S, environment, frames, shell
 
 from voxtral_pipes.formats.frame import Frame, Tensor, encode
 from voxtral_pipes.formats.safetensors import SafetensorsFile

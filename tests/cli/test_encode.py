@@ -8,12 +8,12 @@ import subprocess
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from pipes import CLIPS, WAIT_S, environment, frames, shell
 
 import numpy as np
 import pytest
 import torch
 from asr_models import joined, pipe_of, rows_as_frames, settings
+from processes import CLIPS, WAIT_S, environment, frames, shell
 
 from voxtral_pipes.formats.frame import Frame, encode
 from voxtral_pipes.formats.safetensors import SafetensorsFile

@@ -20,6 +20,7 @@ from asr_models import (
 from voxtral_pipes.formats.frame import encode
 from voxtral_pipes.kernels import dispatch
 from voxtral_pipes.kernels import reference as ref
+from voxtral_pipes.kernels.packed import PackedWeight, Weight
 from voxtral_pipes.models.decode import Decoder
 from voxtral_pipes.models.encode import Encoder
 from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
@@ -90,3 +91,33 @@ def test_the_head_of_bfloat16_weights_is_float32() -> None:
     logits = ref.head(x.cuda(), weight.cuda())
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits.cpu().double(), x.double() @ weight.double().T, atol=1e-4, rtol=0)
+
+
+def random_packed(rows: int, width: int, seed: int) -> PackedWeight:
+    """Make Q4_0 blocks without a quantiser: any nibbles, scales that keep the values near 1 / sqrt(width)."""
+    draw = torch.Generator().manual_seed(seed)
+    scale = torch.randn(rows, width // 32, 1, generator=draw) / (4 * width**0.5)
+    nibbles = torch.randint(0, 256, (rows, width // 32, 16), generator=draw, dtype=torch.uint8)
+    return PackedWeight("q4_0", torch.cat((scale.half().view(torch.uint8), nibbles), dim=2))
+
+
+def packed_decoder(device: torch.device) -> Decoder:
+    shapes = decoder_shapes(SMALL)
+    tensors: dict[str, Weight] = dict(random_tensors(shapes, 2))
+    for number, (name, shape) in enumerate(shapes.items()):
+        if len(shape) == 2 and shape[1] % 32 == 0:
+            tensors[name] = random_packed(*shape, seed=number)
+    return Decoder.of({name: t.to(device) for name, t in tensors.items()}, SMALL.decoder)
+
+
+def test_packed_weights_decode_as_on_the_cpu() -> None:
+    embeds = 0.5 * torch.randn(1, 60, SMALL.decoder.dim, generator=torch.Generator().manual_seed(1))
+    rows = []
+    for device in ("cpu", "cuda"):
+        decoder = packed_decoder(dispatch.pick_device(device))
+        state, logits = decoder.new_state(6), []
+        for p in range(60):
+            step, state = decoder.step(state, embeds[:, p : p + 1], torch.tensor([[p]]))
+            logits.append(step.cpu())
+        rows.append(torch.cat(logits))
+    torch.testing.assert_close(rows[1], rows[0], atol=1e-3, rtol=0)

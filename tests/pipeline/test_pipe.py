@@ -9,12 +9,12 @@ import subprocess
 import time
 import wave
 from pathlib import Path
-from pipes import CLIPS, WAIT_S, environment, frames, shell
 
 import numpy as np
 import pytest
 import soxr
 from asr_models import ids_of, joined
+from processes import CLIPS, WAIT_S, environment, frames, shell
 
 CLIP = CLIPS / "tt-weasels.wav"
 PIPE = "vx-encode | vx-decode | vx-detok"

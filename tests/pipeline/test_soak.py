@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from pipes import ROOT, WAIT_S, environment
+
+from processes import ROOT, WAIT_S, environment
 
 
 def test_five_minutes_in_flat_memory() -> None:

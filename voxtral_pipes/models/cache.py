@@ -73,18 +73,15 @@ class RingKV:
         capacity = window + max_step - 1.  On the CPU memory is not touched before it is used.
         """
         capacity = window + max_step - 1
-        make = torch.empty
         if device.type == "cuda":
             capacity += -capacity % ALIGNED
-            make = (
-                torch.zeros
-            )  # a bucket reaches beyond what was written, and a masked NaN would still be one
         shape = (layers, batch, heads, capacity, head_dim)
-        return cls(
-            make(shape, device=device, dtype=dtype),
-            make(shape, device=device, dtype=dtype),
-            window,
-        )
+        keys, values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
+        if device.type == "cuda":
+            # A bucket reaches beyond what was written, and a masked NaN would still be one.
+            keys.zero_()
+            values.zero_()
+        return cls(keys, values, window)
 
     @property
     def capacity(self) -> int:

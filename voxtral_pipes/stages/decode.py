@@ -126,7 +126,7 @@ class DecodeStream:
     def mark(self, meta: Mapping[str, Any]) -> None:
         """Learn where the audio ends and right padding begins."""
         end = meta.get("audio_end")
-        if isinstance(end, int):
+        if type(end) is int:
             self._audio_end = end
 
     def flush(self) -> Iterator[Output]:
