@@ -1,4 +1,4 @@
-"""How long each command takes to say --help, and the ASR commands that need no torch to give their first byte."""
+"""How long each command takes to say --help, and to give its first byte (of frames: that of hello)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.report import median, show
@@ -17,10 +18,25 @@ COMMANDS = ("vx-mel", "vx-encode", "vx-decode", "vx-detok", "vx-peek")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def first_byte(command: list[str], data: bytes) -> float:
+def first_bytes(model: str, tokenizer: str) -> Iterator[tuple[str, list[str], bytes]]:
+    """Yield what to start, and what to give it, for each command that is timed to its first byte."""
+    silence = b"\0" * 40960
+    raw, device = ["vx-mel", "--raw", "s16le:16000:1"], ["-m", model, "--device", "cpu"]
+    yield "vx-mel", raw, silence
+    mel = subprocess.run(raw, input=silence, stdout=subprocess.PIPE, check=True).stdout
+    yield "vx-encode", ["vx-encode", *device], mel
+    embeds = subprocess.run(["vx-encode", *device], input=mel, stdout=subprocess.PIPE, check=True).stdout
+    yield "vx-decode", ["vx-decode", *device], embeds
+    detok = ["vx-detok", "--tokenizer", tokenizer]
+    yield "vx-detok", detok, one_word(1000 + ord("a"))
+    yield "vx-detok, no cache", detok, one_word(1000 + ord("a"))
+    yield "vx-peek", ["vx-peek"], mel
+
+
+def first_byte(command: list[str], data: bytes, environment: dict[str, str]) -> float:
     """Start a command, write `data`, and return the seconds until its first byte of output."""
     started = time.perf_counter()
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdin and process.stdout
         process.stdin.write(data)
         process.stdin.flush()
@@ -53,10 +69,8 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     results: dict[str, dict[str, float]] = {"--help, s": {}, "first byte out, s": {}}
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = args.tokenizer
-        if tokenizer is None:
-            subprocess.run([ROOT / "scripts/make-random-model", "asr", "--size", "tiny", folder], check=True)
-            tokenizer = f"{folder}/tekken.json"
+        model = f"{folder}/tiny"
+        subprocess.run([ROOT / "scripts/make-random-model", "asr", "--size", "tiny", model], check=True)
         for name in COMMANDS:
             times = []
             for _ in range(args.runs):
@@ -64,18 +78,13 @@ def main(arguments: list[str]) -> int:
                 subprocess.run([name, "--help"], stdout=subprocess.DEVNULL, check=True)
                 times.append(time.perf_counter() - begun)
             results["--help, s"][name] = median(times)
-        silence = b"\0" * 40960
-        for name, command, data in (
-            ("vx-mel", ["vx-mel", "--raw", "s16le:16000:1"], silence),
-            ("vx-detok", ["vx-detok", "--tokenizer", tokenizer], one_word(1000 + ord("a"))),
-            ("vx-detok, no cache", ["vx-detok", "--tokenizer", tokenizer], one_word(1000 + ord("a"))),
-        ):
+        tokenizer = args.tokenizer or f"{model}/tekken.json"
+        for label, command, data in first_bytes(model, tokenizer):
             times = []
             for _ in range(args.runs):
                 with tempfile.TemporaryDirectory() as cache:
-                    if name.endswith("no cache"):
-                        os.environ["XDG_CACHE_HOME"] = cache
-                    times.append(first_byte(command, data))
-            results["first byte out, s"][name] = median(times)
+                    fresh = {"XDG_CACHE_HOME": cache} if label.endswith("no cache") else {}
+                    times.append(first_byte(command, data, {**os.environ, **fresh}))
+            results["first byte out, s"][label] = median(times)
     show(results, args.json)
     return 0
