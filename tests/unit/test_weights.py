@@ -333,3 +333,7 @@ def test_audio_settings(home: Path, tmp_path: Path) -> None:
     changed.write_text(json.dumps({key: value for key, value in settings.items() if key != "audio"}))
     with pytest.raises(BadModelError, match="no audio settings"):
         audio_config(changed)
+    assert audio_config(changed, needs_audio=False) == AudioConfig()
+    assert (
+        audio_config(write(transcription_delay_ms=None)) == AudioConfig()
+    )  # what no file says is as published

@@ -15,15 +15,18 @@ from voxtral_pipes.formats.tekken import Tekken
 from voxtral_pipes.models.hyperparameters import audio_encoding_args
 
 
-def audio_config(tekken: Path | None, params: Path | None = None) -> AudioConfig:
+def audio_config(tekken: Path | None, params: Path | None = None, *, needs_audio: bool = True) -> AudioConfig:
     """Read the audio settings; what no file says is as published.
+
+    With `needs_audio` False a tekken.json may lack its `audio`: later stages read padding and delay from the
+    open frame, and only a pipe that lacks those falls back on these settings.
 
     Raises:
         BadModelError: a malformed file; a tekken.json without `audio` (a model that hears nothing); a
             params.json without `global_log_mel_max` (its model scales every recording by its own maximum, so it cannot
             stream); or two files that contradict each other.
     """
-    config = AudioConfig() if tekken is None else _from_tekken(tekken)
+    config = AudioConfig() if tekken is None else _from_tekken(tekken, needs_audio)
     if params is not None:
         config = _with_params(config, params)
     if config.token_frames < 1:
@@ -31,8 +34,10 @@ def audio_config(tekken: Path | None, params: Path | None = None) -> AudioConfig
     return config
 
 
-def _from_tekken(path: Path) -> AudioConfig:
+def _from_tekken(path: Path, needs_audio: bool) -> AudioConfig:
     held = Tekken.read(path).audio
+    if not held and not needs_audio:
+        return AudioConfig()
     if not held:
         raise BadModelError(f"{path} has no audio settings: it is not the tekken.json of a recognition model")
     audio = Settings(held, f"{path.name}: audio.")
@@ -41,13 +46,13 @@ def _from_tekken(path: Path) -> AudioConfig:
     published = AudioConfig()
     audio.expect("sampling_rate", published.rate_hz)
     config = AudioConfig(
-        rate_hz=audio.integer("sampling_rate"),
-        frame_rate_hz=audio.positive("frame_rate"),
-        n_mels=encoding.integer("num_mel_bins"),
-        hop_samples=encoding.integer("hop_length"),
-        window_samples=encoding.integer("window_size"),
-        delay_ms=audio.integer("transcription_delay_ms"),
-        left_pad_tokens=audio.integer("streaming_n_left_pad_tokens", least=0),
+        rate_hz=audio.integer("sampling_rate", published.rate_hz),
+        frame_rate_hz=audio.positive("frame_rate", published.frame_rate_hz),
+        n_mels=encoding.integer("num_mel_bins", published.n_mels),
+        hop_samples=encoding.integer("hop_length", published.hop_samples),
+        window_samples=encoding.integer("window_size", published.window_samples),
+        delay_ms=audio.integer("transcription_delay_ms", published.delay_ms),
+        left_pad_tokens=audio.integer("streaming_n_left_pad_tokens", published.left_pad_tokens, least=0),
     )
     if config.delay_ms % config.token_ms:
         raise audio.fail(

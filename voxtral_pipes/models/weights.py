@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voxtral_pipes.config import AsrConfig, AudioConfig
+from voxtral_pipes.config import AsrConfig
 from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.family import ASR, require_ours
 from voxtral_pipes.formats.locate import ModelFiles
@@ -144,7 +144,7 @@ class Checkpoint:
 
     def _config(self, files: ModelFiles) -> AsrConfig:
         params = None if self._half_split else files.params
-        audio = audio_config(files.tekken, params) if files.tekken or params else AudioConfig()
+        audio = audio_config(files.tekken, params, needs_audio=False)
         if params is not None:
             return hyperparameters.from_params(params, audio)
         if self._half_split:
