@@ -470,3 +470,16 @@ def test_commands_refuse_bad_options_and_terminals(command: str) -> None:
     with terminal() as tty:
         refused = subprocess.run(script, stdin=tty, capture_output=True, timeout=WAIT_S, check=False)
     assert refused.returncode == 2 and b"Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_that_cannot_be_written_is_an_error_of_one_line(option: str, probe: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*probe, option], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"vx-probe: cannot write to stdout: No space left on device\n"
+
+
+def test_a_users_mistake_shows_no_traceback_even_under_v(probe: list[str]) -> None:
+    done = run([*probe, "raise", "bad", "-v"])
+    assert done.returncode == 1 and b"Traceback" not in done.stderr

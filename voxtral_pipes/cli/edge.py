@@ -5,6 +5,7 @@ Nothing here imports numpy or torch: `main` sets the signal handlers first and i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from voxtral_pipes.cli.options import Parser
     from voxtral_pipes.formats.frame import ByteSource, Frame
-    from voxtral_pipes.stages.base import Hello, Stage
+    from voxtral_pipes.stages.base import Hello, Outgoing, Stage
 
 STDIN, STDOUT = 0, 1
 _interrupted = False
@@ -79,7 +80,7 @@ def run(parser: Parser, work: Callable[[argparse.Namespace, Log], int]) -> int:
             return _die_of(signal.SIGINT)  # Ctrl-C reached the command before this one too
         log.error(str(error))
         return error.status
-    except SystemExit:
+    except SystemExit:  # --help and --version
         raise
     except Exception as error:
         return internal_error(error, log)
@@ -89,8 +90,8 @@ def internal_error(error: Exception, log: Log) -> int:
     """Report what should not happen in one line; the traceback under -v."""
     told = explain(error)
     log.error(str(told))
-    if log.level >= 2:
-        traceback.print_exc()
+    if log.level >= 2 and not isinstance(error, VoxError | OSError | MemoryError):
+        traceback.print_exc()  # a bug: whoever asked for details will want to report it
     return told.status
 
 
@@ -260,11 +261,21 @@ def filter_frames(
     except Exception as error:
         if isinstance(error, TruncatedError) and _interrupted:
             return _die_of(signal.SIGINT)  # Ctrl-C reached the command before this one too
-        status = internal_error(error, log)
-        if not said_hello:
-            write_frames([outgoing.hello(hello, 16000)], output)
+        return send_failure(
+            error, outgoing, None if said_hello else outgoing.hello(hello, 16000), output, log
+        )
+
+
+def send_failure(error: Exception, outgoing: Outgoing, hello: Frame | None, output: Output, log: Log) -> int:
+    """Print the one line of an error that ends the pipe, send it on, and return the exit status.
+
+    `hello` is what must still go before the error; None if it has been sent.
+    """
+    status = internal_error(error, log)
+    with contextlib.suppress(BrokenPipeError, OutputError):  # it has been told, whether or not anyone listens
+        write_frames([hello] if hello else [], output)
         write_frames([outgoing.error(explain(error))], output)
-        return status
+    return status
 
 
 def passing_errors(frames: Iterable[Frame], log: Log) -> Iterable[Frame]:

@@ -97,12 +97,9 @@ def work(args: argparse.Namespace, log: edge.Log) -> int:
     except (BrokenPipeError, OutputError):
         raise
     except Exception as error:
-        status = edge.internal_error(error, log)
-        if not said_hello:
-            nominal = AudioConfig()
-            edge.write_frames([outgoing.hello(mel_hello(nominal), nominal.rate_hz)], output)
-        edge.write_frames([outgoing.error(edge.explain(error))], output)
-        return status
+        nominal = AudioConfig()
+        hello = None if said_hello else outgoing.hello(mel_hello(nominal), nominal.rate_hz)
+        return edge.send_failure(error, outgoing, hello, output, log)
 
 
 def _stage(args: argparse.Namespace) -> MelStage:

@@ -27,6 +27,12 @@ class Parser(argparse.ArgumentParser):
         )
         self.example = example
 
+    def _print_message(self, message: str, file: object = None) -> None:
+        """Print help or version; argparse itself would not notice a full disk."""
+        from voxtral_pipes.cli.edge import Output
+
+        Output(binary=False).write(message.encode())
+
     def error(self, message: str) -> NoReturn:
         """Turn a parse error into the one line that the edge prints."""
         raise UsageError(f"{message} (try {self.prog} --help)")
