@@ -9,14 +9,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import soxr
 import torch
 from asr_models import SMALL, ids_of, joined, random_decoder, random_encoder
-from reference_models import reference_of
+from reference_models import as_state_dict, reference_config, reference_of
+from transformers import VoxtralRealtimeForConditionalGeneration
 
 from voxtral_pipes.formats.frame import Frame
+from voxtral_pipes.formats.locate import files_at
+from voxtral_pipes.kernels.packed import PackedWeight
+from voxtral_pipes.models.decode import Decoder
+from voxtral_pipes.models.encode import Encoder
+from voxtral_pipes.models.random_model import make_asr_model
+from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
+from voxtral_pipes.models.weights import open_checkpoint
 from voxtral_pipes.stages.base import Drive, Outgoing
 from voxtral_pipes.stages.decode import DecodeOptions, DecodeStage
 from voxtral_pipes.stages.encode import EncodeStage
@@ -28,8 +37,11 @@ CLIP = Path(__file__).parents[1] / "data" / "followme-options.wav"
 DELAYS = {80: 1, 480: 6, 960: 12, 2400: 30}
 
 
+Stages = tuple[EncodeStage, DecodeStage, Any]
+
+
 @cache
-def stages() -> tuple[EncodeStage, DecodeStage, Any]:
+def stages() -> Stages:
     options = DecodeOptions(stop_at_eos=False, logprobs=True)
     return (
         EncodeStage(random_encoder(), SMALL),
@@ -65,8 +77,8 @@ def as_wav(samples: np.ndarray, rate: int) -> bytes:
     return out.getvalue()
 
 
-def ours(data: bytes, delay: int, live: bool = False) -> Result:
-    encode, decode, _ = stages()
+def ours(data: bytes, delay: int, live: bool = False, model: Stages | None = None) -> Result:
+    encode, decode, _ = model or stages()
     stage = MelStage(SMALL.audio, delay_tokens=delay, left_pad_tokens=32)
     outgoing = Outgoing("vx-mel")
     source = Source(name="test", live=live, warn=lambda line: None)
@@ -81,7 +93,7 @@ def ours(data: bytes, delay: int, live: bool = False) -> Result:
     return Result(joined(mel, "mel"), joined(embeds, "embeds"), ids_of(ids), joined(ids, "logprob"))
 
 
-def theirs(samples: np.ndarray, rate: int, delay: int) -> Result:
+def theirs(samples: np.ndarray, rate: int, delay: int, model: Any = None) -> Result:
     """asr.md section 4 in numpy, transformers' features, encoder and greedy decoding, its last position by hand."""
     audio = samples.astype(np.float32) / 32768
     if rate != 16000:
@@ -89,7 +101,7 @@ def theirs(samples: np.ndarray, rate: int, delay: int) -> Result:
     right = -len(audio) % 1280 + 1280 * (delay + 11)
     padded = np.concatenate([np.zeros(40960, np.float32), audio, np.zeros(right, np.float32)])
     features = extractor()(padded, sampling_rate=16000, return_tensors="pt")["input_features"]
-    model, prompt = stages()[2], [1] + [32] * (32 + delay)
+    model, prompt = model or stages()[2], [1] + [32] * (32 + delay)
     with torch.no_grad():
         embeds = model.get_audio_features(features, return_dict=True).pooler_output[0]
         generated = model.generate(
@@ -163,3 +175,29 @@ def test_live_equals_file(rate: int) -> None:
     live, file = ours(data, 6, live=True), ours(data, 6)
     np.testing.assert_allclose(live.embeds, file.embeds, atol=1e-5, rtol=0)
     assert live.ids == file.ids
+
+
+def test_packed_weights_equal_transformers_on_the_same_weights_unpacked(tmp_path: Path) -> None:
+    """A Q4_0 file, run packed, against transformers on what the gguf package reads and unpacks from it."""
+    path = make_asr_model(tmp_path, SMALL, "gguf-q4")
+    checkpoint = open_checkpoint(files_at(path))
+    parts = [
+        checkpoint.load(shapes(SMALL), torch.device("cpu"), torch.float32)
+        for shapes in (encoder_shapes, decoder_shapes)
+    ]
+    assert sum(isinstance(t, PackedWeight) for part in parts for t in part.values()) > 40
+    unpacked = {
+        tensor.name: torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+        for tensor in gguf.GGUFReader(next(path.glob("*.gguf"))).tensors
+    }
+    reference = VoxtralRealtimeForConditionalGeneration(reference_config(SMALL)).float().eval()
+    reference.load_state_dict(as_state_dict(unpacked, SMALL), strict=True)
+    packed = (
+        EncodeStage(Encoder.of(parts[0], SMALL.encoder), SMALL),
+        DecodeStage(Decoder.of(parts[1], SMALL.decoder), SMALL, options=DecodeOptions(logprobs=True)),
+        reference,
+    )
+    samples = clip(3.5).astype(np.int16)
+    mine = ours(as_wav(samples, 16000), 6, model=packed)
+    assert len(set(mine.ids)) > 8
+    compare(mine, theirs(samples, 16000, 6, reference))
