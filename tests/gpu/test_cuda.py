@@ -15,6 +15,7 @@ from asr_models import (
     random_tensors,
     rows_as_frames,
     settings,
+    windows,
 )
 
 from voxtral_pipes.formats.frame import encode
@@ -121,3 +122,36 @@ def test_packed_weights_decode_as_on_the_cpu() -> None:
             logits.append(step.cpu())
         rows.append(torch.cat(logits))
     torch.testing.assert_close(rows[1], rows[0], atol=1e-3, rtol=0)
+
+
+def test_steps_across_the_sizes_that_graphs_are_recorded_for() -> None:
+    """Past 1024 positions another graph takes over, and past the window slots are written a second time."""
+    config = windows(45, 1200)
+    shapes = decoder_shapes(config)
+    here = Decoder.of(random_tensors(shapes, 2), config.decoder)
+    there = Decoder.of(placed(shapes, 2, torch.float32), config.decoder)
+    embeds = 0.5 * torch.randn(1, 1400, config.decoder.dim, generator=torch.Generator().manual_seed(2))
+    tokens = torch.randint(0, 1300, (1, 1400), generator=torch.Generator().manual_seed(3))
+    states = [here.new_state(6), there.new_state(6)]
+    there.warm(states[1])
+    for p in range(1400):
+        rows = [
+            decoder.step(state, embeds[:, p : p + 1], tokens[:, p : p + 1])[0].cpu()
+            for decoder, state in zip((here, there), states, strict=True)
+        ]
+        if p in (0, 1, 2, 1000, 1022, 1023, 1024, 1025, 1026, 1198, 1199, 1200, 1201, 1398, 1399):
+            torch.testing.assert_close(rows[1], rows[0], atol=1e-3, rtol=0)
+
+
+def test_streams_that_record_graphs_in_between_do_not_touch() -> None:
+    encode_stage, decode_stage = stages(torch.bfloat16)
+    single = [rows_as_frames("mel", mel(), (), settings(live=True), row_ticks=160, stream=s) for s in (1, 2)]
+    mixed = [frame for pair in zip(*single, strict=True) for frame in pair]
+
+    def run(*streams) -> dict[int, bytes]:
+        embeds = list(Drive(encode_stage, pipe_of("mel", *streams)).run())
+        ids = list(Drive(decode_stage, embeds).run())
+        return {s: b"".join(encode(f) for f in [*embeds, *ids] if f.stream == s) for s in (1, 2)}
+
+    both, alone = run(mixed), run(*single)
+    assert both == alone
