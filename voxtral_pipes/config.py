@@ -97,3 +97,35 @@ class AsrConfig:
     audio: AudioConfig = field(default_factory=AudioConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class CodecConfig:
+    """The decoder half of the speech codec of Voxtral-4B-TTS-2603: `audio_tokenizer_args` (tts.md sections 2 and 9)."""
+
+    rate_hz: int = 24000
+    patch_samples: int = 240
+    semantic_size: int = 8192
+    semantic_dim: int = 256
+    acoustic_levels: int = 21
+    acoustic_dim: int = 36
+    dim: int = 1024
+    hidden_dim: int = 4096
+    n_heads: int = 8
+    head_dim: int = 128
+    qk_norm_eps: float = 1e-6
+    norm_eps: float = 0.01
+    stage_layers: tuple[int, ...] = (2, 2, 2, 2)
+    """Transformer layers before each doubling of the rate, and after the last."""
+    first_window: int = 2
+    """Keys before the query's own that the first stage sees; doubles with the rate."""
+
+    @property
+    def frame_patches(self) -> int:
+        """Patches per frame (8)."""
+        return 1 << (len(self.stage_layers) - 1)
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples per frame (1920, 80 ms)."""
+        return self.patch_samples * self.frame_patches

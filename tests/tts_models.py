@@ -1,0 +1,54 @@
+"""Small random speech synthesis models for tests; imported by name, not collected.
+
+Weights depend on name and shape alone, so that the scripts in tests/golden can make them again elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from voxtral_pipes.config import CodecConfig
+
+SMALL_CODEC = CodecConfig(
+    patch_samples=12,
+    semantic_size=50,
+    semantic_dim=10,
+    acoustic_dim=7,
+    dim=24,
+    hidden_dim=40,
+    n_heads=4,
+    head_dim=10,
+    stage_layers=(1, 2, 1, 2),
+)
+"""Odd on purpose: heads wider together than the model, stages of different depth."""
+
+
+def random_tensors(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Draw float32 tensors that keep activations near 1."""
+    tensors = {}
+    for name, shape in shapes.items():
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+        draw = np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(shape))
+        if name.endswith(("norm.weight", "original0")):
+            draw = 1 + 0.2 * draw
+        elif name.endswith("_scale"):
+            draw = 0.3 + 0.1 * draw
+        elif name.endswith("cluster_usage"):
+            draw = np.abs(draw) + 0.5
+            draw[0] = 0.0  # an entry that was never used
+        elif len(shape) > 1 and not name.endswith("embedding_sum"):
+            draw /= np.sqrt(np.prod(shape[1:]))
+        tensors[name] = torch.from_numpy(draw.astype(np.float32))
+    return tensors
+
+
+def random_codes(config: CodecConfig, n_frames: int, seed: int = 1) -> torch.Tensor:
+    """Draw codes int64 [1, n_frames, 1 + acoustic_dim], special offset included."""
+    rng = np.random.default_rng(seed)
+    semantic = rng.integers(1, config.semantic_size, (1, n_frames, 1))
+    acoustic = rng.integers(0, config.acoustic_levels, (1, n_frames, config.acoustic_dim))
+    return torch.from_numpy(np.concatenate([semantic, acoustic], axis=2) + 2)
