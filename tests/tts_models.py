@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from voxtral_pipes.config import CodecConfig
+from voxtral_pipes.config import CodecConfig, FlowConfig
 
 SMALL_CODEC = CodecConfig(
     patch_samples=12,
@@ -25,6 +25,18 @@ SMALL_CODEC = CodecConfig(
     stage_layers=(1, 2, 1, 2),
 )
 """Odd on purpose: heads wider together than the model, stages of different depth."""
+
+SMALL_FLOW = FlowConfig(
+    input_dim=40,
+    dim=40,
+    n_layers=3,
+    n_heads=6,
+    n_kv_heads=2,
+    head_dim=12,
+    hidden_dim=56,
+    semantic_size=150,
+    acoustic_dim=7,
+)
 
 
 def random_tensors(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
@@ -40,6 +52,8 @@ def random_tensors(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tenso
         elif name.endswith("cluster_usage"):
             draw = np.abs(draw) + 0.5
             draw[0] = 0.0  # an entry that was never used
+        elif name.endswith("acoustic_codebook_output.weight"):
+            draw *= 0.5 / np.sqrt(shape[1])  # velocities that leave most of the state within its range
         elif len(shape) > 1 and not name.endswith("embedding_sum"):
             draw /= np.sqrt(np.prod(shape[1:]))
         tensors[name] = torch.from_numpy(draw.astype(np.float32))
@@ -52,3 +66,9 @@ def random_codes(config: CodecConfig, n_frames: int, seed: int = 1) -> torch.Ten
     semantic = rng.integers(1, config.semantic_size, (1, n_frames, 1))
     acoustic = rng.integers(0, config.acoustic_levels, (1, n_frames, config.acoustic_dim))
     return torch.from_numpy(np.concatenate([semantic, acoustic], axis=2) + 2)
+
+
+def random_rows(n: int, width: int, seed: int) -> torch.Tensor:
+    """Draw float32 [n, width] from N(0, 1)."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.standard_normal((n, width)).astype(np.float32))

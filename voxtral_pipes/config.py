@@ -129,3 +129,20 @@ class CodecConfig:
     def frame_samples(self) -> int:
         """Samples per frame (1920, 80 ms)."""
         return self.patch_samples * self.frame_patches
+
+
+@dataclass(frozen=True, slots=True)
+class FlowConfig:
+    """The acoustic transformer of Voxtral-4B-TTS-2603: `acoustic_transformer_args` (tts.md sections 2, 5 and 6)."""
+
+    input_dim: int = 3072
+    dim: int = 3072
+    n_layers: int = 3
+    n_heads: int = 32
+    n_kv_heads: int = 8
+    head_dim: int = 128
+    hidden_dim: int = 9216
+    norm_eps: float = 1e-5
+    semantic_size: int = 8192
+    acoustic_dim: int = 36
+    acoustic_levels: int = 21

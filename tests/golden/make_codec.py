@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from reference_package import show_reference
 from tts_models import SMALL_CODEC, random_codes, random_tensors
 
 from voxtral_pipes.models.codec import codec_shapes
@@ -37,9 +38,7 @@ def main() -> None:
     stub = types.ModuleType("flash_attn")
     stub.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
     sys.modules["flash_attn"] = stub
-    package = types.ModuleType("voxtral")  # its own __init__ would import the whole program
-    package.__path__ = [str(Path(sys.argv[1]) / "voxtral")]
-    sys.modules["voxtral"] = package
+    show_reference(sys.argv[1])
     from voxtral.codec.decoder import CodecDecoder  # type: ignore[import-not-found]
     from voxtral.config import CodecConfig  # type: ignore[import-not-found]
 

@@ -5,7 +5,7 @@ import torch
 from asr_models import SMALL, random_decoder, windows
 from reference_models import reference_of
 
-from voxtral_pipes.models.decode import time_embedding
+from voxtral_pipes.models.layers import time_embedding
 
 
 def greedy(decoder, embeds: torch.Tensor, delay: int) -> tuple[torch.Tensor, list[int]]:

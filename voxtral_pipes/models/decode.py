@@ -9,7 +9,6 @@ Carried between calls: the ring of keys and values and the position.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,10 +21,9 @@ from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.graphs import Replayed
 from voxtral_pipes.kernels.packed import Weight
 from voxtral_pipes.models.cache import RingKV, Rotary, Span
-from voxtral_pipes.models.layers import Block, Linear, dense
+from voxtral_pipes.models.layers import Block, Linear, dense, time_embedding
 
 EMBEDDING = "mm_streams_embeddings.embedding_module.tok_embeddings.weight"
-TIME_THETA = 10000.0
 
 
 @dataclass(slots=True)
@@ -38,13 +36,6 @@ class DecoderState:
     position: int
     graphs: Replayed
     """On CUDA: the steps of this state as graphs."""
-
-
-def time_embedding(delay_tokens: int, dim: int) -> Tensor:
-    """Return t(delay), float32 [dim]: cosines first, then sines, of delay * 10000^(-2i / dim)."""
-    rates = torch.exp(-math.log(TIME_THETA) * torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
-    angles = delay_tokens * rates
-    return torch.cat((angles.cos(), angles.sin())).to(torch.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,28 @@ asr.md sections 7 and 9; the encoder has biases on q, v, o and w2, the decoder n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.packed import PackedWeight, Weight
 from voxtral_pipes.models.cache import RingKV, Span
+
+TIME_THETA = 10000.0
+
+
+def time_embedding(t: float, dim: int) -> Tensor:
+    """Return the sinusoids of a time, float32 [dim]: cosines first, then sines, of t * 10000^(-2i / dim).
+
+    The decoder conditions on its delay in tokens with it (asr.md section 9), the flow head on t in 0..1 (tts.md
+    section 6).
+    """
+    rates = torch.exp(-math.log(TIME_THETA) * torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+    return torch.cat(((t * rates).cos(), (t * rates).sin())).to(torch.float32)
 
 
 def dense(weight: Weight) -> Tensor:

@@ -32,7 +32,7 @@ def encoder_shapes(config: AsrConfig) -> dict[str, Shape]:
     width = c.n_heads * c.head_dim
     for i in range(c.n_layers):
         layer = f"{ENCODER}transformer.layers.{i}."
-        shapes |= _block(layer, c.dim, width, width, c.hidden_dim)
+        shapes |= block_shapes(layer, c.dim, width, width, c.hidden_dim)
         shapes |= {f"{layer}attention.{name}.bias": (width,) for name in ("wq", "wv")}
         shapes |= {f"{layer}{name}.bias": (c.dim,) for name in ("attention.wo", "feed_forward.w2")}
     shapes[f"{ENCODER}transformer.norm.weight"] = (c.dim,)
@@ -47,14 +47,15 @@ def decoder_shapes(config: AsrConfig) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {f"{EMBEDDINGS}tok_embeddings.weight": (c.vocab_size, c.dim)}
     for i in range(c.n_layers):
         layer = f"layers.{i}."
-        shapes |= _block(layer, c.dim, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.hidden_dim)
+        shapes |= block_shapes(layer, c.dim, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.hidden_dim)
         shapes[f"{layer}ada_rms_norm_t_cond.0.weight"] = (c.ada_dim, c.dim)
         shapes[f"{layer}ada_rms_norm_t_cond.2.weight"] = (c.dim, c.ada_dim)
     shapes["norm.weight"] = (c.dim,)
     return shapes
 
 
-def _block(layer: str, dim: int, q_width: int, kv_width: int, hidden: int) -> dict[str, Shape]:
+def block_shapes(layer: str, dim: int, q_width: int, kv_width: int, hidden: int) -> dict[str, Shape]:
+    """Return names and shapes of one transformer layer without biases; `layer` is its prefix, dot included."""
     return {
         f"{layer}attention.wq.weight": (q_width, dim),
         f"{layer}attention.wk.weight": (kv_width, dim),

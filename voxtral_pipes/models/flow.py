@@ -1,0 +1,171 @@
+"""The flow head: one hidden state to 37 codes, every 80 ms (tts.md sections 5 and 6).
+
+    semantic = argmax(semantic_codebook_output h), EMPTY_AUDIO and padding masked, float32
+    x ~ N(0, 1);  x += (a v(x, t, h) + (1 - a) v(x, t, 0)) / n   for t = 0, 1/n, .. (n - 1)/n
+    acoustic = 2 + round(10 (clamp(x, -1, 1) + 1))
+
+v reads token 0 of a small transformer over three tokens [x, t, h], bidirectional and without positions.  Frames do not
+depend on each other: nothing is carried but the number of the frame, for its noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from voxtral_pipes.config import FlowConfig
+from voxtral_pipes.kernels import dispatch as ops
+from voxtral_pipes.kernels.packed import Weight
+from voxtral_pipes.models.layers import Block, Linear, dense, time_embedding
+from voxtral_pipes.models.shapes import block_shapes
+
+ROOT = "acoustic_transformer."
+EMPTY_AUDIO, END_AUDIO, CODE_OFFSET = 0, 1, 2
+SEMANTIC_ALIGNED = 128
+"""The semantic head is padded to a multiple of this; the padding never wins."""
+
+
+def frame_noise(seed: int, stream: int, frame: int, width: int) -> npt.NDArray[np.float32]:
+    """Draw the noise of one frame, float32 [width], from a counter-based generator.
+
+    It depends on seed, stream and frame alone: not on how the input was cut, nor on what else shares the pipe.
+    """
+    # The frame is the highest counter word: draws of one frame never run into those of the next.
+    bits = np.random.Philox(key=(seed << 64) | stream, counter=[0, 0, 0, frame])
+    return np.random.Generator(bits).standard_normal(width, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Weights of the flow head; read-only and shared by all streams."""
+
+    config: FlowConfig
+    input_projection: Linear
+    time_projection: Linear
+    llm_projection: Linear
+    semantic_output: Weight
+    acoustic_output: Linear
+    blocks: tuple[Block, ...]
+    norm: Tensor
+    device: torch.device
+    dtype: torch.dtype
+    _times: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Weight], config: FlowConfig) -> Flow:
+        """Assemble from tensors under their released names, all on one device."""
+        norm = dense(tensors[f"{ROOT}norm.weight"])
+        return cls(
+            config=config,
+            input_projection=Linear.of(tensors, f"{ROOT}input_projection"),
+            time_projection=Linear.of(tensors, f"{ROOT}time_projection"),
+            llm_projection=Linear.of(tensors, f"{ROOT}llm_projection"),
+            semantic_output=tensors[f"{ROOT}semantic_codebook_output.weight"],
+            acoustic_output=Linear.of(tensors, f"{ROOT}acoustic_codebook_output"),
+            blocks=tuple(
+                Block.of(tensors, f"{ROOT}layers.{i}.", config.head_dim, config.norm_eps)
+                for i in range(config.n_layers)
+            ),
+            norm=norm,
+            device=norm.device,
+            dtype=norm.dtype,
+        )
+
+    @torch.inference_mode()
+    def step(
+        self, hidden: Tensor, noise: Tensor, steps: int, guidance: float, *, allow_end: bool = True
+    ) -> Tensor:
+        """Turn hidden states [B, input_dim] and noise float32 [B, acoustic_dim] into codes int64 [B, 1 + acoustic_dim].
+
+        `steps` is the number of Euler steps, `guidance` the weight a of the conditional branch.  An END_AUDIO row is
+        1, then 2s; with `allow_end` False it cannot come (a first frame that must not be empty).
+        """
+        hidden = hidden.to(self.device)
+        semantic = self.semantic(hidden, allow_end=allow_end)
+        x = self.integrate(hidden.to(self.dtype), noise.to(self.device, torch.float32), steps, guidance)
+        half = (self.config.acoustic_levels - 1) / 2
+        acoustic = torch.round(half * (x.clamp(-1, 1) + 1)).to(torch.int64)  # ties to even
+        acoustic = acoustic.masked_fill((semantic == END_AUDIO)[:, None], EMPTY_AUDIO)
+        return torch.cat((semantic[:, None], acoustic + CODE_OFFSET), dim=1)
+
+    @torch.inference_mode()
+    def semantic(self, hidden: Tensor, *, allow_end: bool = True) -> Tensor:
+        """Return the semantic code of each row, int64 [B], special offset included; of equals the lowest."""
+        logits = ops.head(hidden, self.semantic_output)
+        logits[:, EMPTY_AUDIO] = -torch.inf
+        logits[:, CODE_OFFSET + self.config.semantic_size :] = -torch.inf
+        if not allow_end:
+            logits[:, END_AUDIO] = -torch.inf
+        best = logits.max(dim=-1, keepdim=True).values
+        numbers = torch.arange(logits.shape[1], device=logits.device)
+        return torch.where(logits == best, numbers, logits.shape[1]).min(dim=-1).values
+
+    @torch.inference_mode()
+    def integrate(self, hidden: Tensor, x: Tensor, steps: int, guidance: float) -> Tensor:
+        """Integrate from noise x float32 [B, acoustic_dim] at t = 0 to t = 1; the end point is never evaluated.
+
+        Float32 throughout.  Both branches of the guidance are one batch, so that weights are read once a step.
+        """
+        condition = self.condition(hidden)
+        for token in self._time_tokens(steps):
+            both = self.velocity(torch.cat((x, x)), token, condition)
+            guided, free = both.chunk(2)
+            x = x + (guidance * guided + (1 - guidance) * free) / steps
+        return x
+
+    @torch.inference_mode()
+    def condition(self, hidden: Tensor) -> Tensor:
+        """Return the third tokens of both branches, [2 B, dim]: the projected hidden state, and an exact zero."""
+        token = self.llm_projection(hidden)
+        return torch.cat((token, torch.zeros_like(token)))
+
+    @torch.inference_mode()
+    def velocity(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """Evaluate v: x float32 [R, acoustic_dim], time [dim], condition [R, dim] -> float32 [R, acoustic_dim]."""
+        tokens = (self.input_projection(x.to(self.dtype)), time.expand_as(condition), condition)
+        y = torch.stack(tokens, dim=1)
+        for block in self.blocks[:-1]:
+            y = _mix(block, y, y)
+        first = _mix(self.blocks[-1], y[:, :1], y)  # only token 0 is read behind the last layer
+        return self.acoustic_output(ops.rms_norm(first[:, 0], self.norm, self.config.norm_eps)).float()
+
+    def _time_tokens(self, steps: int) -> Tensor:
+        """Return the second tokens of all steps, [steps, dim]; computed once for each number of steps."""
+        known = self._times.get(steps)
+        if known is None:
+            embedded = torch.stack([time_embedding(i / steps, self.config.dim) for i in range(steps)])
+            known = self.time_projection(embedded.to(self.device, self.dtype))
+            self._times[steps] = known
+        return known
+
+
+def _mix(block: Block, queries: Tensor, tokens: Tensor) -> Tensor:
+    """Run one layer for some of the tokens: queries [R, Q, dim] are its first, tokens [R, 3, dim] all."""
+    keys = ops.rms_norm(tokens, block.attention_norm, block.norm_eps)
+    q = block.wq(keys[:, : queries.shape[1]]).unflatten(-1, (-1, block.head_dim))
+    k, v = (proj(keys).unflatten(-1, (-1, block.head_dim)).transpose(1, 2) for proj in (block.wk, block.wv))
+    x = queries + block.wo(ops.attention(q, k, v, None))
+    m = ops.rms_norm(x, block.ffn_norm, block.norm_eps)
+    return x + block.w2(ops.swiglu(m, block.w1.weight, block.w3.weight))
+
+
+def flow_shapes(config: FlowConfig) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor of `vx-flow` (tts.md section 11)."""
+    padded = -(-(config.semantic_size + CODE_OFFSET) // SEMANTIC_ALIGNED) * SEMANTIC_ALIGNED
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{ROOT}input_projection.weight": (config.dim, config.acoustic_dim),
+        f"{ROOT}time_projection.weight": (config.dim, config.dim),
+        f"{ROOT}llm_projection.weight": (config.dim, config.input_dim),
+        f"{ROOT}semantic_codebook_output.weight": (padded, config.input_dim),
+        f"{ROOT}acoustic_codebook_output.weight": (config.acoustic_dim, config.dim),
+        f"{ROOT}norm.weight": (config.dim,),
+    }
+    for i in range(config.n_layers):
+        widths = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        shapes |= block_shapes(f"{ROOT}layers.{i}.", config.dim, *widths, config.hidden_dim)
+    return shapes
