@@ -40,7 +40,7 @@ def main() -> None:
         model = FlowMatchingAudioTransformer(config).eval()
         missing, unexpected = model.load_state_dict(weights, strict=False)
         assert missing == ["time_embedding.inverse_frequencies"] and not unexpected
-        torch.randn = lambda *shape, **kwargs: noise.to(kwargs["dtype"])  # type: ignore[assignment]
+        torch.randn = lambda *shape, **kwargs: noise.to(kwargs["dtype"])
         with torch.no_grad():
             results[f"codes_{steps}"] = model.double()(hidden.double()).numpy().astype(np.uint16)
     time = model.time_embedding(torch.full((FRAMES, 1), 3 / 7, dtype=torch.float64))
