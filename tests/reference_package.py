@@ -1,4 +1,4 @@
-"""Make a checkout of Faster-Voxtral-4B-TTS importable for the scripts in tests/golden, without its package's own __init__."""
+"""Make a checkout of Faster-Voxtral-4B-TTS importable for the scripts in tests/golden, without its own __init__."""
 
 from __future__ import annotations
 
