@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from voxtral_pipes.config import CodecConfig, FlowConfig
+from voxtral_pipes.config import BackboneConfig, CodecConfig, FlowConfig
 
 SMALL_CODEC = CodecConfig(
     patch_samples=12,
@@ -38,6 +38,18 @@ SMALL_FLOW = FlowConfig(
     acoustic_dim=7,
 )
 
+SMALL_BACKBONE = BackboneConfig(
+    dim=40,
+    n_layers=3,
+    n_heads=6,
+    n_kv_heads=2,
+    head_dim=12,
+    hidden_dim=56,
+    vocab_size=300,
+    semantic_size=50,
+    acoustic_dim=7,
+)
+
 
 def random_tensors(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
     """Draw float32 tensors that keep activations near 1."""
@@ -54,7 +66,7 @@ def random_tensors(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tenso
             draw[0] = 0.0  # an entry that was never used
         elif name.endswith("acoustic_codebook_output.weight"):
             draw *= 0.5 / np.sqrt(shape[1])  # velocities that leave most of the state within its range
-        elif len(shape) > 1 and not name.endswith("embedding_sum"):
+        elif len(shape) > 1 and "embeddings" not in name and not name.endswith("embedding_sum"):
             draw /= np.sqrt(np.prod(shape[1:]))
         tensors[name] = torch.from_numpy(draw.astype(np.float32))
     return tensors
@@ -62,10 +74,14 @@ def random_tensors(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tenso
 
 def random_codes(config: CodecConfig, n_frames: int, seed: int = 1) -> torch.Tensor:
     """Draw codes int64 [1, n_frames, 1 + acoustic_dim], special offset included."""
+    return random_codes_of(config.semantic_size, config.acoustic_levels, config.acoustic_dim, n_frames, seed)
+
+
+def random_codes_of(semantic: int, levels: int, width: int, n_frames: int, seed: int = 1) -> torch.Tensor:
+    """Draw codes int64 [1, n_frames, 1 + width] of codebooks of these sizes, special offset included."""
     rng = np.random.default_rng(seed)
-    semantic = rng.integers(1, config.semantic_size, (1, n_frames, 1))
-    acoustic = rng.integers(0, config.acoustic_levels, (1, n_frames, config.acoustic_dim))
-    return torch.from_numpy(np.concatenate([semantic, acoustic], axis=2) + 2)
+    first, rest = rng.integers(1, semantic, (1, n_frames, 1)), rng.integers(0, levels, (1, n_frames, width))
+    return torch.from_numpy(np.concatenate([first, rest], axis=2) + 2)
 
 
 def random_rows(n: int, width: int, seed: int) -> torch.Tensor:

@@ -146,3 +146,23 @@ class FlowConfig:
     semantic_size: int = 8192
     acoustic_dim: int = 36
     acoustic_levels: int = 21
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneConfig:
+    """The autoregressive backbone of Voxtral-4B-TTS-2603: top level of params.json (tts.md sections 2, 4 and 7)."""
+
+    dim: int = 3072
+    n_layers: int = 26
+    n_heads: int = 32
+    n_kv_heads: int = 8
+    head_dim: int = 128
+    hidden_dim: int = 9216
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-5
+    vocab_size: int = 131072
+    semantic_size: int = 8192
+    acoustic_dim: int = 36
+    acoustic_levels: int = 21
+    max_positions: int = 65536
+    """Prompt and frames together."""

@@ -18,24 +18,12 @@ from torch import Tensor
 
 from voxtral_pipes.config import DecoderConfig
 from voxtral_pipes.kernels import dispatch as ops
-from voxtral_pipes.kernels.graphs import Replayed
 from voxtral_pipes.kernels.packed import Weight
-from voxtral_pipes.models.cache import RingKV, Rotary, Span
-from voxtral_pipes.models.layers import Block, Linear, dense, time_embedding
+from voxtral_pipes.models.cache import RingKV, Span
+from voxtral_pipes.models.layers import Linear, time_embedding
+from voxtral_pipes.models.stack import Stack, StackState, recordable
 
 EMBEDDING = "mm_streams_embeddings.embedding_module.tok_embeddings.weight"
-
-
-@dataclass(slots=True)
-class DecoderState:
-    """What one lockstep batch of streams carries; owned by its caller, changed only by `Decoder.step`."""
-
-    kv: RingKV
-    ffn_norms: tuple[Tensor, ...]
-    """Per layer [dim]: the FFN norm with the conditioning on this stream's delay folded in; shared, read-only."""
-    position: int
-    graphs: Replayed
-    """On CUDA: the steps of this state as graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,59 +33,52 @@ class Decoder:
     config: DecoderConfig
     embedding: Weight
     """[vocab, dim], also the head."""
-    blocks: tuple[Block, ...]
+    stack: Stack
     conditions: tuple[tuple[Linear, Linear], ...]
     """Per layer D_l [ada_dim, dim] and U_l [dim, ada_dim]."""
-    norm: Tensor
-    rotary: Rotary
-    device: torch.device
-    dtype: torch.dtype
     _ffn_norms: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Weight], config: DecoderConfig) -> Decoder:
         """Assemble from tensors under their Mistral names, all on one device."""
-        norm = dense(tensors["norm.weight"])
-        layers = range(config.n_layers)
         return cls(
             config=config,
             embedding=tensors[EMBEDDING],
-            blocks=tuple(Block.of(tensors, f"layers.{i}.", config.head_dim, config.norm_eps) for i in layers),
+            stack=Stack.of(
+                tensors,
+                "",
+                layers=config.n_layers,
+                n_kv_heads=config.n_kv_heads,
+                head_dim=config.head_dim,
+                rope_theta=config.rope_theta,
+                norm_eps=config.norm_eps,
+            ),
             conditions=tuple(
                 (
                     Linear.of(tensors, f"layers.{i}.ada_rms_norm_t_cond.0"),
                     Linear.of(tensors, f"layers.{i}.ada_rms_norm_t_cond.2"),
                 )
-                for i in layers
+                for i in range(config.n_layers)
             ),
-            norm=norm,
-            rotary=Rotary(config.head_dim, config.rope_theta, norm.device),
-            device=norm.device,
-            dtype=norm.dtype,
         )
 
-    def new_state(self, delay_tokens: int, batch: int = 1) -> DecoderState:
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.stack.device
+
+    def new_state(self, delay_tokens: int, batch: int = 1) -> StackState:
         """Begin `batch` streams with one delay.
 
         The ring holds exactly the window: later steps are single, and the first step evicts nothing.
         """
-        config = self.config
-        kv = RingKV.new(
-            layers=config.n_layers,
-            batch=batch,
-            heads=config.n_kv_heads,
-            head_dim=config.head_dim,
-            window=config.window,
-            max_step=1,
-            device=self.device,
-            dtype=self.dtype,
-        )
+        kv = self.stack.new_kv(batch=batch, window=self.config.window, max_step=1)
         norms = self.ffn_norms(delay_tokens)
 
-        def run(audio: Tensor, tokens: Tensor, turn: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
-            return self._run(kv, norms, audio, tokens, turn, Span.of(slots, mask))
+        def run(audio: Tensor, tokens: Tensor, turn: Tensor, span: Span) -> Tensor:
+            return self._run(kv, norms, audio, tokens, turn, span)
 
-        return DecoderState(kv, norms, 0, Replayed(run))
+        return StackState(kv, 0, run, recordable(run))
 
     @torch.inference_mode()
     def ffn_norms(self, delay_tokens: int) -> tuple[Tensor, ...]:
@@ -106,13 +87,13 @@ class Decoder:
         if known is None:
             t = time_embedding(delay_tokens, self.config.dim).to(self.device)
             known = tuple(
-                (block.ffn_norm.float() * (1 + _float32(up, F.gelu(_float32(down, t))))).to(self.dtype)
-                for block, (down, up) in zip(self.blocks, self.conditions, strict=True)
+                (block.ffn_norm.float() * (1 + _float32(up, F.gelu(_float32(down, t))))).to(self.stack.dtype)
+                for block, (down, up) in zip(self.stack.blocks, self.conditions, strict=True)
             )
             self._ffn_norms[delay_tokens] = known
         return known
 
-    def warm(self, state: DecoderState) -> None:
+    def warm(self, state: StackState) -> None:
         """Record the single step of a new state ahead of its first audio; nothing to do on the CPU."""
         if self.device.type != "cuda":
             return
@@ -123,32 +104,24 @@ class Decoder:
         state.position = 0  # what was written is not seen before it is written again
 
     @torch.inference_mode()
-    def step(self, state: DecoderState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, DecoderState]:
+    def step(self, state: StackState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, StackState]:
         """Run the next positions: audio [B, n, dim], tokens int64 [B, n] -> float32 [B, vocab] of the last one.
 
         n > 1 is the prompt: at position 0, and no longer than the window.
         """
-        steps = audio.shape[1]
-        turn = self.rotary.at(state.position, steps)
-        span = state.kv.span(state.position, steps)
-        if self.device.type == "cuda":
-            logits = state.graphs(self.device, audio, tokens, turn, *span.tensors())
-        else:
-            logits = self._run(state.kv, state.ffn_norms, audio, tokens, turn, span)
-        state.position += steps
-        return logits, state
+        return self.stack.advance(state, audio.shape[1], audio, tokens), state
 
     def _run(
         self, kv: RingKV, norms: tuple[Tensor, ...], audio: Tensor, tokens: Tensor, turn: Tensor, span: Span
     ) -> Tensor:
         """Do the tensor work of a step, without the bookkeeping: it can be recorded."""
-        x = audio.to(self.device, self.dtype) + ops.embedding(tokens, self.embedding, self.dtype)
-        for layer, (block, ffn_norm) in enumerate(zip(self.blocks, norms, strict=True)):
-            x = block(x, turn, kv, layer, span, ffn_norm)
-        last = ops.rms_norm(x[:, -1], self.norm, self.config.norm_eps)
+        dtype = self.stack.dtype
+        x = audio.to(self.device, dtype) + ops.embedding(tokens, self.embedding, dtype)
+        x = self.stack(x, kv, turn, span, norms)
+        last = self.stack.normed(x[:, -1])
         return ops.head(last, self.embedding)
 
-    def prefill(self, state: DecoderState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, DecoderState]:
+    def prefill(self, state: StackState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, StackState]:
         """Run the prompt, audio [B, L, dim] and tokens [B, L], in one pass where it fits the window.
 
         A longer one would evict keys its own first queries need, so the rest of it goes one by one.

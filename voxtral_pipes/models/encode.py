@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from voxtral_pipes.config import EncoderConfig
-from voxtral_pipes.kernels import dispatch as ops
-from voxtral_pipes.kernels.graphs import Replayed
 from voxtral_pipes.kernels.packed import Weight
-from voxtral_pipes.models.cache import RingKV, Rotary, Span
-from voxtral_pipes.models.layers import Block, Linear, dense
+from voxtral_pipes.models.cache import RingKV, Span
+from voxtral_pipes.models.layers import Linear, dense
+from voxtral_pipes.models.stack import Stack, StackState, recordable
 
 ROOT = "mm_streams_embeddings.embedding_module."
 WHISPER = f"{ROOT}whisper_encoder."
@@ -31,17 +30,12 @@ KERNEL, STEM_STRIDE = 3, 2
 
 
 @dataclass(slots=True)
-class EncoderState:
+class EncoderState(StackState):
     """What one lockstep batch of streams carries; owned by its caller, changed only by `Encoder.step`."""
 
     tails: tuple[Tensor, ...]
     """The last two mel frames, [B, n_mels, 2], and the last output of conv0, [B, dim, 1]; zeros (which in mel are
     not silence) before the first; written in place."""
-    kv: RingKV
-    position: int
-    """Encoder positions done, 4 per embedding."""
-    graphs: Replayed
-    """On CUDA: the steps of this state as graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +45,12 @@ class Encoder:
     config: EncoderConfig
     convs: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
     """(weight [dim, in, 3], bias [dim]) of conv0 and conv1."""
-    blocks: tuple[Block, ...]
-    norm: Tensor
+    stack: Stack
     adapter: tuple[Linear, Linear]
-    rotary: Rotary
-    device: torch.device
-    dtype: torch.dtype
 
     @classmethod
     def of(cls, tensors: Mapping[str, Weight], config: EncoderConfig) -> Encoder:
         """Assemble from tensors under their Mistral names, all on one device."""
-        norm = dense(tensors[f"{WHISPER}transformer.norm.weight"])
         conv0, conv1 = (
             (
                 dense(tensors[f"{WHISPER}conv_layers.{i}.conv.weight"]),
@@ -72,19 +61,25 @@ class Encoder:
         return cls(
             config=config,
             convs=(conv0, conv1),
-            blocks=tuple(
-                Block.of(tensors, f"{WHISPER}transformer.layers.{i}.", config.head_dim, config.norm_eps)
-                for i in range(config.n_layers)
+            stack=Stack.of(
+                tensors,
+                f"{WHISPER}transformer.",
+                layers=config.n_layers,
+                n_kv_heads=config.n_heads,
+                head_dim=config.head_dim,
+                rope_theta=config.rope_theta,
+                norm_eps=config.norm_eps,
             ),
-            norm=norm,
             adapter=(
                 Linear.of(tensors, f"{ROOT}audio_language_projection.0"),
                 Linear.of(tensors, f"{ROOT}audio_language_projection.2"),
             ),
-            rotary=Rotary(config.head_dim, config.rope_theta, norm.device),
-            device=norm.device,
-            dtype=norm.dtype,
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return self.stack.dtype
 
     @property
     def token_frames(self) -> int:
@@ -94,29 +89,22 @@ class Encoder:
     def new_state(self, max_step_tokens: int, batch: int = 1) -> EncoderState:
         """Begin `batch` streams that are stepped by at most `max_step_tokens` embeddings at a time."""
         config = self.config
-        kv = RingKV.new(
-            layers=config.n_layers,
-            batch=batch,
-            heads=config.n_heads,
-            head_dim=config.head_dim,
-            window=config.window,
-            max_step=max_step_tokens * config.downsample,
-            device=self.device,
-            dtype=self.dtype,
+        kv = self.stack.new_kv(
+            batch=batch, window=config.window, max_step=max_step_tokens * config.downsample
         )
         tails = tuple(
-            torch.zeros(batch, channels, columns, device=self.device, dtype=self.dtype)
+            torch.zeros(batch, channels, columns, device=self.stack.device, dtype=self.dtype)
             for channels, columns in ((config.n_mels, KERNEL - 1), (config.dim, KERNEL - STEM_STRIDE))
         )
 
-        def run(mel: Tensor, turn: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
-            return self._run(tails, kv, mel, turn, Span.of(slots, mask))
+        def run(mel: Tensor, turn: Tensor, span: Span) -> Tensor:
+            return self._run(tails, kv, mel, turn, span)
 
-        return EncoderState(tails, kv, 0, Replayed(run))
+        return EncoderState(kv, 0, run, recordable(run), tails)
 
     def warm(self, state: EncoderState) -> None:
         """Record the single step of a new state ahead of its first audio; nothing to do on the CPU."""
-        if self.device.type != "cuda":
+        if self.stack.device.type != "cuda":
             return
         silence = torch.zeros(state.tails[0].shape[0], self.token_frames, self.config.n_mels)
         for _ in range(2):
@@ -136,22 +124,11 @@ class Encoder:
         """
         if mel.shape[1] % self.token_frames:
             raise ValueError(f"{mel.shape[1]} mel frames are not a multiple of {self.token_frames}")
-        steps = mel.shape[1] // STEM_STRIDE
-        turn = self.rotary.at(state.position, steps)
-        span = state.kv.span(state.position, steps)
-        if self.device.type == "cuda":
-            rows = state.graphs(self.device, mel, turn, *span.tensors())
-        else:
-            rows = self._run(state.tails, state.kv, mel, turn, span)
-        state.position += steps
-        return rows, state
+        return self.stack.advance(state, mel.shape[1] // STEM_STRIDE, mel), state
 
     def _run(self, tails: tuple[Tensor, ...], kv: RingKV, mel: Tensor, turn: Tensor, span: Span) -> Tensor:
         """Do the tensor work of a step, without the bookkeeping: it can be recorded."""
-        x = self._stem(tails, mel)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, turn, kv, layer, span)
-        x = ops.rms_norm(x, self.norm, self.config.norm_eps)
+        x = self.stack.normed(self.stack(self._stem(tails, mel), kv, turn, span))
         groups = x.reshape(x.shape[0], x.shape[1] // self.config.downsample, -1)
         first, second = self.adapter
         return second(F.gelu(first(groups)))
@@ -160,7 +137,7 @@ class Encoder:
         """Mel [B, 2n, n_mels] to [B, n, dim]; carries the tails of both convolutions, in place."""
         (weight0, bias0), (weight1, bias1) = self.convs
         mel_tail, conv_tail = tails
-        x = torch.cat((mel_tail, mel.to(self.device, self.dtype).transpose(1, 2)), dim=2)
+        x = torch.cat((mel_tail, mel.to(self.stack.device, self.dtype).transpose(1, 2)), dim=2)
         mel_tail.copy_(x[:, :, -mel_tail.shape[2] :])
         x = torch.cat((conv_tail, F.gelu(F.conv1d(x, weight0, bias0))), dim=2)
         conv_tail.copy_(x[:, :, -conv_tail.shape[2] :])

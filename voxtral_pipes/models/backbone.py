@@ -1,0 +1,133 @@
+"""The speech backbone: a prompt of text and voice, then codes in and a hidden state out (tts.md sections 3, 4 and 7).
+
+    prompt: E[ids], the rows at the voice's placeholders replaced by the voice's own
+    frame t: the sum of the 37 rows of its codes is the input at position P + t
+    hidden = rms(blocks(x), norm), read by the flow head; there is no token head
+
+Carried between calls: the ring of keys and values, which never wraps (there is no window), and the position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from voxtral_pipes.config import BackboneConfig
+from voxtral_pipes.kernels import dispatch as ops
+from voxtral_pipes.kernels.packed import Weight
+from voxtral_pipes.models.cache import RingKV, Span
+from voxtral_pipes.models.shapes import block_shapes
+from voxtral_pipes.models.stack import Stack, StackState, recordable
+
+EMBEDDINGS = "mm_audio_embeddings."
+TEXT_TABLE = f"{EMBEDDINGS}tok_embeddings.weight"
+CODE_TABLE = f"{EMBEDDINGS}audio_codebook_embeddings.embeddings.weight"
+N_SPECIAL = 2
+"""EMPTY_AUDIO and END_AUDIO stand before the entries of every codebook."""
+CODES_ALIGNED = 128
+
+
+def code_offsets(config: BackboneConfig) -> Tensor:
+    """Return where the rows of each codebook begin in the code table, int64 [1 + acoustic_dim] (tts.md section 7)."""
+    acoustic = config.acoustic_levels + N_SPECIAL
+    first = config.semantic_size + N_SPECIAL
+    return torch.tensor([0, *(first + acoustic * k for k in range(config.acoustic_dim))])
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """Weights of the backbone; read-only and shared by all streams."""
+
+    config: BackboneConfig
+    text_table: Weight
+    """[vocab, dim]."""
+    code_table: Weight
+    """[rows of all codebooks, dim]; codebook k begins at `offsets[k]`."""
+    offsets: Tensor
+    stack: Stack
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Weight], config: BackboneConfig) -> Backbone:
+        """Assemble from tensors under their released names, all on one device."""
+        stack = Stack.of(
+            tensors,
+            "",
+            layers=config.n_layers,
+            n_kv_heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            rope_theta=config.rope_theta,
+            norm_eps=config.norm_eps,
+        )
+        return cls(
+            config=config,
+            text_table=tensors[TEXT_TABLE],
+            code_table=tensors[CODE_TABLE],
+            offsets=code_offsets(config).to(stack.device),
+            stack=stack,
+        )
+
+    def new_state(self, max_positions: int, batch: int = 1) -> StackState:
+        """Begin `batch` streams of at most `max_positions` positions, prompt included."""
+        kv = self.stack.new_kv(batch=batch, window=max_positions, max_step=1)
+
+        def run(x: Tensor, turn: Tensor, span: Span) -> Tensor:
+            return self._run(kv, x, turn, span)
+
+        return StackState(kv, 0, run, recordable(run))
+
+    @torch.inference_mode()
+    def embed_prompt(self, ids: Tensor, voice: Tensor, placeholder: int) -> Tensor:
+        """Embed a prompt: ids int64 [P], voice [N, dim] -> [1, P, dim].
+
+        The N positions that hold `placeholder` take the voice's rows, in order and in place of their own.
+
+        Raises:
+            ValueError: there are not N placeholders.
+        """
+        x = ops.embedding(ids.to(self.stack.device), self.text_table, self.stack.dtype)
+        places = (ids == placeholder).nonzero()[:, 0].to(self.stack.device)
+        if len(places) != len(voice):
+            raise ValueError(f"a prompt of {len(places)} placeholders for a voice of {len(voice)} rows")
+        return x.index_copy(0, places, voice.to(self.stack.device, self.stack.dtype))[None]
+
+    @torch.inference_mode()
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Embed frames: codes int64 [B, n, 1 + acoustic_dim], special offset included -> [B, n, dim], a plain sum."""
+        rows = codes.to(self.stack.device) + self.offsets
+        return ops.embedding(rows, self.code_table, torch.float32).sum(dim=2).to(self.stack.dtype)
+
+    @torch.inference_mode()
+    def step(self, state: StackState, x: Tensor) -> tuple[Tensor, StackState]:
+        """Run the next positions: x [B, n, dim] from `embed_*` -> hidden [B, dim] of the last one.
+
+        n > 1 is the prompt, at position 0; its hidden state gives frame 0.
+
+        Raises:
+            ValueError: the state was made for fewer positions.
+        """
+        if state.position + x.shape[1] > state.kv.window:
+            raise ValueError(
+                f"{state.position} + {x.shape[1]} positions in a state made for {state.kv.window}"
+            )
+        return self.stack.advance(state, x.shape[1], x), state
+
+    def _run(self, kv: RingKV, x: Tensor, turn: Tensor, span: Span) -> Tensor:
+        """Do the tensor work of a step, without the bookkeeping: it can be recorded."""
+        return self.stack.normed(self.stack(x, kv, turn, span)[:, -1])
+
+
+def backbone_shapes(config: BackboneConfig) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor of `vx-backbone` (tts.md section 11)."""
+    codes = config.semantic_size + N_SPECIAL + config.acoustic_dim * (config.acoustic_levels + N_SPECIAL)
+    shapes: dict[str, tuple[int, ...]] = {
+        TEXT_TABLE: (config.vocab_size, config.dim),
+        CODE_TABLE: (-(-codes // CODES_ALIGNED) * CODES_ALIGNED, config.dim),
+    }
+    widths = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    for i in range(config.n_layers):
+        shapes |= block_shapes(f"layers.{i}.", config.dim, *widths, config.hidden_dim)
+    shapes["norm.weight"] = (config.dim,)
+    return shapes

@@ -1,0 +1,125 @@
+"""A causal transformer over a ring of keys: what the audio encoder, the text decoder and the speech backbone share.
+
+`Stack` is weights, read-only and shared by all streams; `StackState` is what one lockstep batch of streams carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from voxtral_pipes.kernels import dispatch as ops
+from voxtral_pipes.kernels.graphs import Replayed
+from voxtral_pipes.kernels.packed import Weight
+from voxtral_pipes.models.cache import RingKV, Rotary, Span
+from voxtral_pipes.models.layers import Block, dense
+
+Run = Callable[..., Tensor]
+"""The tensor work of one step, without the bookkeeping: called with the step's inputs, then turn and span."""
+
+
+@dataclass(slots=True)
+class StackState:
+    """Owned by its caller, changed only by `Stack.advance`."""
+
+    kv: RingKV
+    position: int
+    """Positions done; absolute, without end."""
+    run: Run
+    """Bound to this state's own tensors."""
+    graphs: Replayed
+    """On CUDA: `run` as graphs."""
+
+
+def recordable(run: Run) -> Replayed:
+    """Wrap `run` for CUDA, where a span travels as its slots and mask."""
+    return Replayed(lambda *inputs: run(*inputs[:-2], Span.of(*inputs[-2:])))
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Blocks, rotary angles and the final norm."""
+
+    blocks: tuple[Block, ...]
+    norm: Tensor
+    norm_eps: float
+    rotary: Rotary
+    n_kv_heads: int
+
+    @classmethod
+    def of(
+        cls,
+        tensors: Mapping[str, Weight],
+        prefix: str,
+        *,
+        layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        rope_theta: float,
+        norm_eps: float,
+    ) -> Stack:
+        """Take `PREFIXlayers.N.*` and `PREFIXnorm.weight`, all on one device."""
+        norm = dense(tensors[f"{prefix}norm.weight"])
+        return cls(
+            blocks=tuple(
+                Block.of(tensors, f"{prefix}layers.{i}.", head_dim, norm_eps) for i in range(layers)
+            ),
+            norm=norm,
+            norm_eps=norm_eps,
+            rotary=Rotary(head_dim, rope_theta, norm.device),
+            n_kv_heads=n_kv_heads,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.norm.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return self.norm.dtype
+
+    def new_kv(self, *, batch: int, window: int, max_step: int) -> RingKV:
+        """Allocate the ring of a new state."""
+        return RingKV.new(
+            layers=len(self.blocks),
+            batch=batch,
+            heads=self.n_kv_heads,
+            head_dim=self.blocks[0].head_dim,
+            window=window,
+            max_step=max_step,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def advance(self, state: StackState, steps: int, *inputs: Tensor) -> Tensor:
+        """Run the next `steps` positions and return what `state.run` makes of the inputs; on CUDA by a graph."""
+        turn = self.rotary.at(state.position, steps)
+        span = state.kv.span(state.position, steps)
+        if self.device.type == "cuda":
+            result = state.graphs(self.device, *inputs, turn, *span.tensors())
+        else:
+            result = state.run(*inputs, turn, span)
+        state.position += steps
+        return result
+
+    def __call__(
+        self,
+        x: Tensor,
+        kv: RingKV,
+        turn: Tensor,
+        span: Span,
+        ffn_norms: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        """Run all blocks, x [B, T, dim] -> [B, T, dim], before the final norm; writes to `kv`."""
+        for layer, block in enumerate(self.blocks):
+            x = block(x, turn, kv, layer, span, ffn_norms[layer] if ffn_norms else None)
+        return x
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Apply the final norm."""
+        return ops.rms_norm(x, self.norm, self.norm_eps)
