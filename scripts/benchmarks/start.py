@@ -14,7 +14,7 @@ from benchmarks.report import median, show
 from voxtral_pipes.formats.frame import Frame, encode
 from voxtral_pipes.stages.base import Hello, Outgoing, Output
 
-COMMANDS = ("vx-mel", "vx-encode", "vx-decode", "vx-detok", "vx-peek")
+COMMANDS = ("vx-mel", "vx-encode", "vx-decode", "vx-detok", "vx-tokenize", "vx-peek")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -30,6 +30,10 @@ def first_bytes(model: str, tokenizer: str) -> Iterator[tuple[str, list[str], by
     detok = ["vx-detok", "--tokenizer", tokenizer]
     yield "vx-detok", detok, one_word(1000 + ord("a"))
     yield "vx-detok, no cache", detok, one_word(1000 + ord("a"))
+    tokenize = ["vx-tokenize", "--tokenizer", tokenizer]
+    yield "vx-tokenize", tokenize, b"a\n"
+    yield "vx-tokenize --ids", [*tokenize, "--ids"], b"a\n"
+    yield "vx-tokenize --ids, no cache", [*tokenize, "--ids"], b"a\n"
     yield "vx-peek", ["vx-peek"], mel
 
 

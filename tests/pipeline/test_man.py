@@ -75,7 +75,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     # Commands of this checkout, by the interpreter that runs the tests.
     path = f"{root / 'bin'}:{Path(sys.executable).parent}:{ROOT / 'bin'}:{os.environ['PATH']}"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VX_")}
-    return {**clean, "PATH": path, "VX_ASR_MODEL": str(model), "TALK": str(root / "talk.wav")}
+    return {
+        **clean,
+        "PATH": path,
+        "VX_ASR_MODEL": str(model),
+        "VX_TTS_MODEL": str(model),
+        "TALK": str(root / "talk.wav"),
+    }
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

@@ -15,7 +15,7 @@ import stat
 import traceback
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from voxtral_pipes.errors import OutputError, TruncatedError, UsageError, VoxError
 
@@ -169,7 +169,7 @@ def _die_of(number: signal.Signals) -> int:
     return 128 + number  # not reached where the default action is to end the process
 
 
-def open_stdin() -> BinaryIO:
+def open_stdin() -> io.BufferedReader:
     """Return stdin for binary reading.
 
     Raises:
