@@ -180,12 +180,11 @@ def _only_cached(variable: str, family: str) -> ModelFiles:
     if fitting:
         names = ", ".join(files.path.name for files in fitting)
         raise NoModelError(f"several models are in the cache {cache}: {names}; choose one with -m NAME")
-    what = family.rpartition("-")[2]
     broken = f"; not usable in the cache: {'; '.join(unusable)}" if unusable else ""
+    random = f", or random ones to try with: scripts/make-random-model asr --size tiny {cache}/tiny"
     raise NoModelError(
-        f"no model: name one with -m PATH or ${variable}, or put one into {cache}/NAME (published "
-        f"weights, or random "
-        f"ones to try with: scripts/make-random-model {what} --size tiny {cache}/tiny){broken}"
+        f"no model: name one with -m PATH or ${variable}, or put one into {cache}/NAME (published weights"
+        f"{random if family == ASR else ''}){broken}"
     )
 
 
