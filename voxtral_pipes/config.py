@@ -71,6 +71,11 @@ class EncoderConfig:
     downsample: int = 4
     """Encoder positions concatenated into one decoder position."""
 
+    @property
+    def n_kv_heads(self) -> int:
+        """Key and value heads: as many as query heads."""
+        return self.n_heads
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:

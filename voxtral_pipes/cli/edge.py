@@ -6,7 +6,6 @@ Nothing here imports numpy or torch: `main` sets the signal handlers first and i
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import select
@@ -184,21 +183,29 @@ def open_stdin() -> io.BufferedReader:
     return io.BufferedReader(_Stdin(), 1 << 16)
 
 
-class _Stdin(io.RawIOBase):
-    """stdin, waited for also where another process has made the shared descriptor non-blocking.
+def read_waiting(descriptor: int, size: int) -> bytes:
+    """Read what is there, up to `size` bytes; nothing only at the end of the input.
 
-    Python's own file object would answer None there, which looks like the end of the input.
+    Another process may have made a shared descriptor non-blocking: it is waited for all the same.
     """
+    while True:
+        try:
+            return os.read(descriptor, size)
+        except BlockingIOError:
+            select.select([descriptor], [], [])
+
+
+class _Stdin(io.RawIOBase):
+    """stdin by `read_waiting`; Python's own file object answers None where it would block, as if at the end."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        while True:
-            try:
-                return os.readv(STDIN, [buffer])
-            except BlockingIOError:
-                select.select([STDIN], [], [])
+        view = memoryview(buffer).cast("B")
+        data = read_waiting(STDIN, len(view))
+        view[: len(data)] = data
+        return len(data)
 
 
 class Output:
@@ -224,8 +231,6 @@ class Output:
             except BrokenPipeError:
                 raise
             except OSError as error:
-                if error.errno == errno.EPIPE:
-                    raise BrokenPipeError from error
                 raise OutputError(f"cannot write to stdout: {error.strerror}") from error
 
 
@@ -249,21 +254,19 @@ def filter_frames(
     from voxtral_pipes.stages.base import Drive, Outgoing
 
     outgoing = Outgoing(name)
-    said_hello = False
+    drive: Drive | None = None
     try:
         drive = Drive(make(), passing_errors(FrameReader(source), log), report=log.error)
         for frame in drive.run():
             write_frames([frame], output)
-            said_hello = True
         return 1 if drive.failed else 0
     except (BrokenPipeError, OutputError):
         raise
     except Exception as error:
         if isinstance(error, TruncatedError) and _interrupted:
             return _die_of(signal.SIGINT)  # Ctrl-C reached the command before this one too
-        return send_failure(
-            error, outgoing, None if said_hello else outgoing.hello(hello, 16000), output, log
-        )
+        first = None if drive and drive.said_hello else outgoing.hello(hello, 16000)
+        return send_failure(error, outgoing, first, output, log)
 
 
 def send_failure(error: Exception, outgoing: Outgoing, hello: Frame | None, output: Output, log: Log) -> int:

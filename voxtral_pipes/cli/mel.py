@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,10 +191,7 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
     """Read what is there, however little: 20 ms of input is to be seen after 20 ms."""
     while True:
         try:
-            piece = os.read(descriptor, READ_BYTES)
-        except BlockingIOError:
-            select.select([descriptor], [], [])
-            continue
+            piece = edge.read_waiting(descriptor, READ_BYTES)
         except OSError as error:
             raise BadInputError(f"the input cannot be read: {error.strerror}") from error
         if not piece:

@@ -52,15 +52,7 @@ class Backbone:
     @classmethod
     def of(cls, tensors: Mapping[str, Weight], config: BackboneConfig) -> Backbone:
         """Assemble from tensors under their released names, all on one device."""
-        stack = Stack.of(
-            tensors,
-            "",
-            layers=config.n_layers,
-            n_kv_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
-            rope_theta=config.rope_theta,
-            norm_eps=config.norm_eps,
-        )
+        stack = Stack.of(tensors, "", config)
         return cls(
             config=config,
             text_table=tensors[TEXT_TABLE],

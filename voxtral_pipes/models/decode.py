@@ -44,15 +44,7 @@ class Decoder:
         return cls(
             config=config,
             embedding=tensors[EMBEDDING],
-            stack=Stack.of(
-                tensors,
-                "",
-                layers=config.n_layers,
-                n_kv_heads=config.n_kv_heads,
-                head_dim=config.head_dim,
-                rope_theta=config.rope_theta,
-                norm_eps=config.norm_eps,
-            ),
+            stack=Stack.of(tensors, "", config),
             conditions=tuple(
                 (
                     Linear.of(tensors, f"layers.{i}.ada_rms_norm_t_cond.0"),
@@ -94,14 +86,10 @@ class Decoder:
         return known
 
     def warm(self, state: StackState) -> None:
-        """Record the single step of a new state ahead of its first audio; nothing to do on the CPU."""
-        if self.device.type != "cuda":
-            return
+        """Record the single step of a new state ahead of its first audio."""
         batch = state.kv.keys.shape[1]
-        for _ in range(2):
-            audio = torch.zeros(batch, 1, self.config.dim)
-            self.step(state, audio, torch.zeros(batch, 1, dtype=torch.int64))
-        state.position = 0  # what was written is not seen before it is written again
+        audio, tokens = torch.zeros(batch, 1, self.config.dim), torch.zeros(batch, 1, dtype=torch.int64)
+        self.stack.warm(state, lambda: self.step(state, audio, tokens))
 
     @torch.inference_mode()
     def step(self, state: StackState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, StackState]:

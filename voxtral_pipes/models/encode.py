@@ -61,15 +61,7 @@ class Encoder:
         return cls(
             config=config,
             convs=(conv0, conv1),
-            stack=Stack.of(
-                tensors,
-                f"{WHISPER}transformer.",
-                layers=config.n_layers,
-                n_kv_heads=config.n_heads,
-                head_dim=config.head_dim,
-                rope_theta=config.rope_theta,
-                norm_eps=config.norm_eps,
-            ),
+            stack=Stack.of(tensors, f"{WHISPER}transformer.", config),
             adapter=(
                 Linear.of(tensors, f"{ROOT}audio_language_projection.0"),
                 Linear.of(tensors, f"{ROOT}audio_language_projection.2"),
@@ -103,15 +95,11 @@ class Encoder:
         return EncoderState(kv, 0, run, recordable(run), tails)
 
     def warm(self, state: EncoderState) -> None:
-        """Record the single step of a new state ahead of its first audio; nothing to do on the CPU."""
-        if self.stack.device.type != "cuda":
-            return
+        """Record the single step of a new state ahead of its first audio."""
         silence = torch.zeros(state.tails[0].shape[0], self.token_frames, self.config.n_mels)
-        for _ in range(2):
-            self.step(state, silence)
+        self.stack.warm(state, lambda: self.step(state, silence))
         for tail in state.tails:
             tail.zero_()
-        state.position = 0  # what was written is not seen before it is written again
 
     @torch.inference_mode()
     def step(self, state: EncoderState, mel: Tensor) -> tuple[Tensor, EncoderState]:

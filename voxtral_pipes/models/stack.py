@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxtral_pipes.config import BackboneConfig, DecoderConfig, EncoderConfig
 from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.graphs import Replayed
 from voxtral_pipes.kernels.packed import Weight
 from voxtral_pipes.models.cache import RingKV, Rotary, Span
 from voxtral_pipes.models.layers import Block, dense
+
+StackConfig = EncoderConfig | DecoderConfig | BackboneConfig
 
 Run = Callable[..., Tensor]
 """The tensor work of one step, without the bookkeeping: called with the step's inputs, then turn and span."""
@@ -54,23 +57,19 @@ class Stack:
         cls,
         tensors: Mapping[str, Weight],
         prefix: str,
-        *,
-        layers: int,
-        n_kv_heads: int,
-        head_dim: int,
-        rope_theta: float,
-        norm_eps: float,
+        config: StackConfig,
     ) -> Stack:
         """Take `PREFIXlayers.N.*` and `PREFIXnorm.weight`, all on one device."""
         norm = dense(tensors[f"{prefix}norm.weight"])
         return cls(
             blocks=tuple(
-                Block.of(tensors, f"{prefix}layers.{i}.", head_dim, norm_eps) for i in range(layers)
+                Block.of(tensors, f"{prefix}layers.{i}.", config.head_dim, config.norm_eps)
+                for i in range(config.n_layers)
             ),
             norm=norm,
-            norm_eps=norm_eps,
-            rotary=Rotary(head_dim, rope_theta, norm.device),
-            n_kv_heads=n_kv_heads,
+            norm_eps=config.norm_eps,
+            rotary=Rotary(config.head_dim, config.rope_theta, norm.device),
+            n_kv_heads=config.n_kv_heads,
         )
 
     @property
@@ -106,6 +105,13 @@ class Stack:
             result = state.run(*inputs, turn, span)
         state.position += steps
         return result
+
+    def warm(self, state: StackState, step: Callable[[], object]) -> None:
+        """Have `step`, a step of a new state, recorded ahead of its first input; nothing to do on the CPU."""
+        if self.device.type == "cuda":
+            for _ in range(2):
+                step()
+            state.position = 0  # what was written is not seen before it is written again
 
     def __call__(
         self,

@@ -66,7 +66,6 @@ class EncodeStream:
         self._mel = torch.empty(0, stage.encoder.config.n_mels)
         self._levels: list[float] | None = []
         """None once a step had no level for each of its embeddings: the rest would not line up."""
-        self._position = 0
 
     def push(self, frame: Frame) -> Iterator[Output]:
         """Take mel frames, [n, 128] of any n; give whole steps."""
@@ -87,6 +86,11 @@ class EncodeStream:
             yield self._step(step)
             left -= step
 
+    @property
+    def _position(self) -> int:
+        """Embeddings done."""
+        return self._state.position // self._encoder.config.downsample
+
     def _next_step(self) -> int:
         """Embeddings of the step at the present position."""
         if self._position < self._lead:
@@ -101,6 +105,7 @@ class EncodeStream:
 
     def _step(self, tokens: int) -> Output:
         used = tokens * self._encoder.token_frames
+        tick = self._audio.token_samples * (self._position - self._settings.left_pad_tokens)
         rows, self._state = self._encoder.step(self._state, self._mel[None, :used])
         self._mel = self._mel[used:]
         tensors = {"embeds": send_rows(rows[0])}
@@ -109,6 +114,4 @@ class EncodeStream:
         if self._levels is not None:
             tensors["level"] = Tensor.of(np.array(self._levels[:tokens], dtype=np.float32))
             del self._levels[:tokens]
-        tick = self._audio.token_samples * (self._position - self._settings.left_pad_tokens)
-        self._position += tokens
         return Output(tick, tokens * self._audio.token_samples, tensors)
