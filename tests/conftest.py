@@ -11,9 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from voxtral_pipes.formats.tekken import Tekken
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from voxtral_pipes.models.random_model import make_asr_model, tiny_config
 
     return make_asr_model(tmp_path_factory.mktemp("model") / "tiny", tiny_config())
+
+
+@pytest.fixture(scope="session")
+def published_file() -> Path:
+    """The public vocabulary of 150000 entries, the same as that of the Voxtral models."""
+    spec = find_spec("mistral_common")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "data" / "tekken_240911.json"
+
+
+@pytest.fixture(scope="session")
+def published(published_file: Path) -> Tekken:
+    """The same, parsed."""
+    return Tekken.parse(published_file.read_bytes())

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,6 @@ from voxtral_pipes.models.text import MAX_LINE_BYTES
 from voxtral_pipes.stages.tokenize import MAX_BLANKS, Settings, Tokenize, Utterance, frames
 
 SMALL = vocabulary()
-
-
-@pytest.fixture(scope="module")
-def published_file() -> Path:
-    """Return the public vocabulary of 150000 entries, the same as that of the Voxtral models."""
-    spec = find_spec("mistral_common")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "data" / "tekken_240911.json"
-
-
-@pytest.fixture(scope="module")
-def published(published_file: Path) -> Tekken:
-    return Tekken.parse(published_file.read_bytes())
 
 
 def run(data: bytes, vocabulary: Tekken = SMALL, **settings: Any) -> list[Utterance]:

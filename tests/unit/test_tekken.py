@@ -5,7 +5,6 @@ import os
 import random
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +32,6 @@ TEXTS = [
 def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def published_file() -> Path:
-    """Return the public vocabulary of 150000 entries, the same as that of the Voxtral models."""
-    spec = find_spec("mistral_common")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "data" / "tekken_240911.json"
-
-
-@pytest.fixture(scope="module")
-def published(published_file: Path) -> Tekken:
-    return Tekken.parse(published_file.read_bytes())
 
 
 @pytest.fixture(scope="module")
