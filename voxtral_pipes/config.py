@@ -151,6 +151,8 @@ class FlowConfig:
     semantic_size: int = 8192
     acoustic_dim: int = 36
     acoustic_levels: int = 21
+    steps: int = 7
+    """Euler steps of a frame unless the user says otherwise (`n_decoding_steps`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +173,17 @@ class BackboneConfig:
     acoustic_levels: int = 21
     max_positions: int = 65536
     """Prompt and frames together."""
+
+
+@dataclass(frozen=True, slots=True)
+class TtsConfig:
+    """Everything about one speech synthesis model."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+
+    @property
+    def codebooks(self) -> int:
+        """Codes per frame (37): one semantic, the rest acoustic."""
+        return 1 + self.backbone.acoustic_dim

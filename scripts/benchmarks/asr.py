@@ -142,8 +142,8 @@ def pcm(audio: np.ndarray) -> bytes:
 def live_ticks(model: Loaded, audio: np.ndarray, paced: bool) -> dict[str, float]:
     """Feed 80 ms at a time, at the speed of speech if `paced`, and time each tick from audio to token."""
     mel, _ = mel_stage(model.config.audio).open(RATE_HZ, live=True, source="bench")
-    encoder, meta = EncodeStage(model.encoder, model.config).open({"live": True})
-    decoder, _ = DecodeStage(model.decoder, model.config).open(meta)
+    encoder, meta = EncodeStage(model.encoder, model.config).open(0, {"live": True})
+    decoder, _ = DecodeStage(model.decoder, model.config).open(0, meta)
     ticks: list[float] = []
     first = 0.0
     started = time.perf_counter()

@@ -44,7 +44,8 @@ class Copy:
 class Stage:
     name, needs = "vx-probe", "i"
     def hello(self): return Hello({"i": {"d": "u32", "h": [-1]}})
-    def open(self, meta): return Copy(), meta
+    def prepare(self): pass
+    def open(self, stream, meta): return Copy(), meta
 
 def make():
     if os.environ.get("PROBE_FAILS"):

@@ -128,7 +128,7 @@ def test_no_look_ahead() -> None:
 
 def test_a_live_row_comes_with_its_own_mel_frames() -> None:
     """Latency: after token p's eight frames its row is out, nothing waits for the next token."""
-    stream, _ = stages()[0].open(settings(live=True))
+    stream, _ = stages()[0].open(0, settings(live=True))
     rows = 0
     for p in range(TOKENS):
         frame = Frame("data", 0, p, 0, 1280, {"mel": Tensor.of(mel()[8 * p : 8 * p + 8])})

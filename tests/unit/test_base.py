@@ -89,7 +89,10 @@ class Adding:
     def hello(self) -> Hello:
         return Hello({"i": {"d": "u32", "h": [-1]}}, self.model, {"note": "sums"})
 
-    def open(self, meta: Mapping[str, Any]) -> tuple[Stream, Mapping[str, Any]]:
+    def prepare(self) -> None:
+        pass
+
+    def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[Stream, Mapping[str, Any]]:
         if meta.get("refuse"):
             raise BadInputError("this stream is refused")
         self.opened.append(meta)

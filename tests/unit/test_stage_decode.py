@@ -152,4 +152,4 @@ def test_logits_that_are_not_finite_close_the_stream() -> None:
 )
 def test_settings_that_do_not_fit_are_refused(meta: dict, said: str) -> None:
     with pytest.raises(BadInputError, match=said):
-        stage_of(Script({})).open(meta)
+        stage_of(Script({})).open(0, meta)

@@ -1,8 +1,8 @@
 """What a stage is, and the one loop that drives it (design.md sections 4 and 9).
 
 A stage holds what all streams share (weights, vocabulary); `Stage.open` makes the object of one stream, which
-alone owns that stream's state.  Streams never see each other or their own id: numbering, `open`, `end`, `error`
-and the forwarding of marks and unknown kinds happen here, once.
+alone owns that stream's state.  Streams never see each other: numbering, `open`, `end`, `error` and the
+forwarding of marks and unknown kinds happen here, once.
 """
 
 from __future__ import annotations
@@ -74,8 +74,11 @@ class Stage(Protocol):
     def hello(self) -> Hello:
         """Describe the output."""
 
-    def open(self, meta: Mapping[str, Any]) -> tuple[Stream, Mapping[str, Any]]:
-        """Begin a stream; `meta` is the `m` of its open frame; return it and the `m` to send on."""
+    def prepare(self) -> None:
+        """Get ready for the first stream; called once, when hello is out: the next command starts meanwhile."""
+
+    def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[Stream, Mapping[str, Any]]:
+        """Begin stream `stream`; `meta` is the `m` of its open frame; return it and the `m` to send on."""
 
 
 class Outgoing:
@@ -278,6 +281,7 @@ class Drive:
         chain = upstream.fields.get("chain")
         yield self.outgoing.hello(hello, tick_rate(upstream), chain if isinstance(chain, list) else [])
         self.said_hello = True
+        self._stage.prepare()
         for frame in self._incoming.read():
             yield from self._one(frame)
             if frame.kind == "error" and is_fatal(frame):
@@ -305,7 +309,7 @@ class Drive:
 
     def _of_stream(self, sid: int, frame: Frame) -> Iterator[Frame]:
         if frame.kind == "open":
-            stream, meta = self._stage.open(frame.meta)
+            stream, meta = self._stage.open(sid, frame.meta)
             self._streams[sid] = stream
             yield self.outgoing.open(sid, meta)
             return

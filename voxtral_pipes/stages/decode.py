@@ -66,7 +66,10 @@ class DecodeStage:
             out["logprob"] = {"d": "f32", "h": [-1]}
         return Hello(out, self.model)
 
-    def open(self, meta: Mapping[str, Any]) -> tuple[DecodeStream, Mapping[str, Any]]:
+    def prepare(self) -> None:
+        """Do nothing: the weights are there."""
+
+    def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[DecodeStream, Mapping[str, Any]]:
         """Begin a stream."""
         return DecodeStream(self, StreamSettings.of(meta, self.config.audio)), meta
 

@@ -43,7 +43,10 @@ class EncodeStage:
         embeds = {"d": WIRE_OF[self.encoder.dtype], "h": [-1, self.config.decoder.dim]}
         return Hello({"embeds": embeds, "level": {"d": "f32", "h": [-1]}}, self.model)
 
-    def open(self, meta: Mapping[str, Any]) -> tuple[EncodeStream, Mapping[str, Any]]:
+    def prepare(self) -> None:
+        """Do nothing: the weights are there."""
+
+    def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[EncodeStream, Mapping[str, Any]]:
         """Begin a stream."""
         settings = StreamSettings.of(meta, self.config.audio)
         return EncodeStream(self, settings), meta
