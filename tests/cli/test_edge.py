@@ -61,6 +61,16 @@ def work(args, log):
     if args.mode == "talk":
         log.error("an error"), log.warn("a warning"), log.note("a note")
         return 0
+    if args.mode == "act":
+        source = edge.open_stdin()
+        edge.before_death(lambda: log.error("first act"))
+        edge.before_death(lambda: 1 / 0)
+        edge.before_death(lambda: (time.sleep(0.3), log.error("last act")))
+        print("ready", file=sys.stderr, flush=True)
+        data = source.read()
+        while args.what == "write":
+            edge.Output(binary=False).write(b"x" * 100000)
+        return 0
     if args.mode == "write":
         edge.open_stdin()
         output = edge.Output(binary=True, force=args.force)
@@ -77,7 +87,7 @@ def work(args, log):
 
 def parser():
     result = Parser("vx-probe", "Probes the edge.", "vx-probe < x")
-    result.add_argument("mode", choices=("raise", "talk", "write", "read", "filter"))
+    result.add_argument("mode", choices=("raise", "talk", "act", "write", "read", "filter"))
     result.add_argument("what", nargs="?")
     add_general(result)
     return result
@@ -217,6 +227,56 @@ def test_an_interrupt_that_took_the_command_before_ends_this_one_by_it(probe: li
         assert still_runs(process)
         process.stdin.close()
         assert process.wait(WAIT_S) == -signal.SIGINT
+        assert process.stderr.read() == b""
+
+
+ACTED = b"vx-probe: last act\nvx-probe: first act\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_last_acts_come_before_a_death_by_a_signal(probe: list[str], number: signal.Signals) -> None:
+    with started([*probe, "act"]) as process:
+        wait_ready(process)
+        assert process.stderr is not None
+        if number == signal.SIGINT:
+            process.send_signal(number)
+            assert still_runs(process)  # the first one is still harmless
+        process.send_signal(number)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)  # cuts nothing short
+        assert process.wait(WAIT_S) == -number
+        assert process.stderr.read() == ACTED
+
+
+def test_last_acts_come_at_the_first_interrupt_where_stdin_is_no_pipe(probe: list[str]) -> None:
+    endless = os.open("/dev/zero", os.O_RDONLY)
+    with started([*probe, "act"], stdin=endless) as process:
+        os.close(endless)
+        wait_ready(process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_S) == -signal.SIGINT
+        assert process.stderr is not None and process.stderr.read() == ACTED
+
+
+def test_last_acts_come_when_the_reader_has_gone_away(probe: list[str]) -> None:
+    with started([*probe, "act", "write"]) as process:
+        wait_ready(process)
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        process.stdin.close()
+        assert process.wait(WAIT_S) == -signal.SIGPIPE
+        assert process.stderr.read() == ACTED
+
+
+def test_last_acts_leave_an_ordinary_end_and_ignored_signals_alone(probe: list[str]) -> None:
+    with started(["bash", "-c", 'trap "" INT HUP; exec "$@"', "bash", *probe, "act"]) as process:
+        wait_ready(process)
+        assert process.stdin is not None and process.stderr is not None
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGINT):
+            process.send_signal(number)
+        assert still_runs(process)
+        process.stdin.close()
+        assert process.wait(WAIT_S) == 0
         assert process.stderr.read() == b""
 
 

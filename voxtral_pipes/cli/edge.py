@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from voxtral_pipes.stages.base import Hello, Outgoing, Stage
 
 STDIN, STDOUT = 0, 1
+DEADLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _interrupted = False
+_last_acts: list[Callable[[], object]] = []
 
 
 class Log:
@@ -138,7 +140,26 @@ def _set_signals() -> None:
 def _first_interrupt(number: int, frame: FrameType | None) -> None:
     global _interrupted
     _interrupted = True
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, _deadly if _last_acts else signal.SIG_DFL)
+
+
+def before_death(act: Callable[[], object]) -> None:
+    """Have `act` called, in the main thread, before a signal ends this process; call this in the main thread.
+
+    That is SIGTERM, SIGHUP, the SIGINT that `_set_signals` lets end a command, and the SIGPIPE that `run` raises
+    when the reader has gone away; an ordinary end and errors are the caller's own.  The latest act is first.  It
+    must be quick and needs no lock: whatever the main thread does, it is interrupted between two bytecodes and
+    does not go on.  What it raises is dropped.  Without any act signals keep their default action, which waits
+    for no bytecode.
+    """
+    _last_acts.append(act)
+    for number in DEADLY:
+        if signal.getsignal(number) is signal.SIG_DFL:  # neither ignored (nohup) nor waiting for a first one
+            signal.signal(number, _deadly)
+
+
+def _deadly(number: int, frame: FrameType | None) -> None:
+    _die_of(signal.Signals(number))
 
 
 def stdin_is_pipe() -> bool:
@@ -159,7 +180,15 @@ def is_regular(descriptor: int) -> bool:
 
 
 def _die_of(number: signal.Signals) -> int:
-    """End by a signal, so that the shell sees 128 + number."""
+    """End by a signal, so that the shell sees 128 + number; what `before_death` was told comes first."""
+    if _last_acts:
+        for other in DEADLY:
+            signal.signal(
+                other, signal.SIG_IGN
+            )  # an impatient second Ctrl-C must not cut the last acts short
+    while _last_acts:
+        with contextlib.suppress(Exception):
+            _last_acts.pop()()
     # Whatever Python still holds for stdout must not be written, nor complained about, at exit.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, STDOUT)
