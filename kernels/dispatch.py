@@ -11,10 +11,8 @@ import os
 import torch
 
 from voxtral_pipes.errors import UnsupportedError, UsageError
+from voxtral_pipes.kernels.precision import Precision
 from voxtral_pipes.kernels.reference import attention, embedding, head, linear, rms_norm, rotate, swiglu
-
-SMALL_BYTES = 256 << 20
-"""Up to this many stored bytes, float32 costs nothing that matters, and `auto` takes it."""
 
 KERNELS = ("auto", "triton", "torch")
 
@@ -44,13 +42,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", int(number or 0))
 
 
-def pick_dtype(name: str, stored_bytes: int) -> torch.dtype:
-    """Turn auto, f32 or bf16 into a torch dtype; `stored_bytes` is what the weights of the stage take on disk."""
-    if name == "auto":
-        return torch.float32 if stored_bytes <= SMALL_BYTES else torch.bfloat16
-    if name not in ("f32", "bf16"):
-        raise UsageError(f"--dtype {name!r} is none of auto, f32, bf16")
-    return torch.float32 if name == "f32" else torch.bfloat16
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """Turn f32 or bf16 into a torch dtype."""
+    return torch.float32 if precision == "f32" else torch.bfloat16
 
 
 def check_kernels() -> None:
@@ -78,8 +72,8 @@ __all__ = [
     "head",
     "linear",
     "pick_device",
-    "pick_dtype",
     "rms_norm",
     "rotate",
     "swiglu",
+    "torch_dtype",
 ]

@@ -28,10 +28,12 @@ from voxtral_pipes.formats.frame import Frame
 from voxtral_pipes.formats.locate import locate_model
 from voxtral_pipes.formats.wav import parse_raw
 from voxtral_pipes.kernels import dispatch
+from voxtral_pipes.kernels.precision import pick_precision
+from voxtral_pipes.models.checkpoint import AsrCheckpoint
 from voxtral_pipes.models.decode import Decoder
 from voxtral_pipes.models.encode import Encoder
 from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
-from voxtral_pipes.models.weights import open_checkpoint
+from voxtral_pipes.models.weights import load_weights
 from voxtral_pipes.stages.base import Drive, Outgoing
 from voxtral_pipes.stages.decode import DecodeStage
 from voxtral_pipes.stages.encode import EncodeStage
@@ -63,16 +65,16 @@ class Loaded:
     """Both halves of a model and what loading them took."""
 
     def __init__(self, path: str, device: torch.device, dtype_name: str) -> None:
-        checkpoint = open_checkpoint(locate_model(path))
+        checkpoint = AsrCheckpoint(locate_model(path))
         self.config: AsrConfig = checkpoint.config
         self.device = device
         names = [list(shapes(self.config)) for shapes in (encoder_shapes, decoder_shapes)]
-        self.dtype = dispatch.pick_dtype(dtype_name, checkpoint.stored_bytes(names[0]))
+        self.dtype = dispatch.torch_dtype(pick_precision(dtype_name, checkpoint.stored_bytes(names[0])))
         self.load_s: list[float] = []
         parts = []
         for part in names:
             started = time.perf_counter()
-            parts.append(checkpoint.load(part, device, self.dtype))
+            parts.append(load_weights(checkpoint, part, device, self.dtype))
             synchronize(device)
             self.load_s.append(time.perf_counter() - started)
         self.encoder = Encoder.of(parts[0], self.config.encoder)

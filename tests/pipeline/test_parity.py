@@ -21,11 +21,12 @@ from transformers import VoxtralRealtimeForConditionalGeneration
 from voxtral_pipes.formats.frame import Frame
 from voxtral_pipes.formats.locate import files_at
 from voxtral_pipes.kernels.packed import PackedWeight
+from voxtral_pipes.models.checkpoint import AsrCheckpoint
 from voxtral_pipes.models.decode import Decoder
 from voxtral_pipes.models.encode import Encoder
 from voxtral_pipes.models.random_model import make_asr_model
 from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
-from voxtral_pipes.models.weights import open_checkpoint
+from voxtral_pipes.models.weights import load_weights
 from voxtral_pipes.stages.base import Drive, Outgoing
 from voxtral_pipes.stages.decode import DecodeOptions, DecodeStage
 from voxtral_pipes.stages.encode import EncodeStage
@@ -180,9 +181,9 @@ def test_live_equals_file(rate: int) -> None:
 def test_packed_weights_equal_transformers_on_the_same_weights_unpacked(tmp_path: Path) -> None:
     """A Q4_0 file, run packed, against transformers on what the gguf package reads and unpacks from it."""
     path = make_asr_model(tmp_path, SMALL, "gguf-q4")
-    checkpoint = open_checkpoint(files_at(path))
+    checkpoint = AsrCheckpoint(files_at(path))
     parts = [
-        checkpoint.load(shapes(SMALL), torch.device("cpu"), torch.float32)
+        load_weights(checkpoint, shapes(SMALL), torch.device("cpu"), torch.float32)
         for shapes in (encoder_shapes, decoder_shapes)
     ]
     assert sum(isinstance(t, PackedWeight) for part in parts for t in part.values()) > 40

@@ -11,7 +11,8 @@ from transformers import MistralConfig, MistralModel
 from tts_models import SMALL_BACKBONE, random_codes_of, random_rows, random_tensors
 
 from voxtral_pipes.config import BackboneConfig
-from voxtral_pipes.models.backbone import CODE_TABLE, TEXT_TABLE, Backbone, backbone_shapes, code_offsets
+from voxtral_pipes.models.backbone import Backbone, code_offsets
+from voxtral_pipes.models.tts_shapes import CODE_TABLE, TEXT_TABLE, backbone_shapes
 
 PLACEHOLDER = 24
 C = SMALL_BACKBONE

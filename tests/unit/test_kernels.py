@@ -9,6 +9,7 @@ from voxtral_pipes.errors import UnsupportedError, UsageError
 from voxtral_pipes.kernels import dispatch
 from voxtral_pipes.kernels import reference as ref
 from voxtral_pipes.kernels.packed import PackedWeight
+from voxtral_pipes.kernels.precision import pick_precision
 
 TYPES = {"q4_0": gguf.GGMLQuantizationType.Q4_0, "q8_0": gguf.GGMLQuantizationType.Q8_0}
 
@@ -103,8 +104,8 @@ def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_takes_float32_while_it_costs_nothing() -> None:
-    assert dispatch.pick_dtype("auto", 1 << 20) == torch.float32
-    assert dispatch.pick_dtype("auto", 1 << 32) == torch.bfloat16
-    assert dispatch.pick_dtype("bf16", 1) == torch.bfloat16
+    assert pick_precision("auto", 1 << 20) == "f32"
+    assert pick_precision("auto", 1 << 32) == "bf16"
+    assert dispatch.torch_dtype(pick_precision("bf16", 1)) == torch.bfloat16
     with pytest.raises(UsageError):
-        dispatch.pick_dtype("f16", 1)
+        pick_precision("f16", 1)

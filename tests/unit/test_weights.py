@@ -24,9 +24,11 @@ from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.locate import files_at
 from voxtral_pipes.kernels.packed import PackedWeight, Weight
 from voxtral_pipes.models.audio_settings import audio_config
+from voxtral_pipes.models.checkpoint import AsrCheckpoint
 from voxtral_pipes.models.hf_names import hf_name, mistral_name
 from voxtral_pipes.models.random_model import cut_raw, make_asr_model
-from voxtral_pipes.models.weights import Checkpoint, decoder_shapes, encoder_shapes, open_checkpoint
+from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
+from voxtral_pipes.models.weights import load_weights
 
 CPU = torch.device("cpu")
 CONFIG = AsrConfig(
@@ -43,8 +45,8 @@ def names_of(config: AsrConfig) -> list[str]:
     return [*encoder_shapes(config), *decoder_shapes(config)]
 
 
-def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> dict[str, Weight]:
-    return checkpoint.load(names_of(checkpoint.config), CPU, dtype)
+def load(checkpoint: AsrCheckpoint, dtype: torch.dtype = torch.float32) -> dict[str, Weight]:
+    return load_weights(checkpoint, names_of(checkpoint.config), CPU, dtype)
 
 
 def assert_equal(ours: dict[str, Weight], theirs: dict[str, Any]) -> None:
@@ -71,7 +73,7 @@ def test_the_published_model_has_711_tensors() -> None:
 
 
 def test_three_layouts_hold_the_same_model(home: Path) -> None:
-    mistral, hf, q4 = (open_checkpoint(files_at(home / name)) for name in ("safetensors", "hf", "gguf-q4"))
+    mistral, hf, q4 = (AsrCheckpoint(files_at(home / name)) for name in ("safetensors", "hf", "gguf-q4"))
     assert mistral.family == hf.family == q4.family == "voxtral-asr"
     assert mistral.config == hf.config == q4.config == CONFIG
     assert mistral.fingerprint == hf.fingerprint == q4.fingerprint
@@ -91,16 +93,16 @@ def test_three_layouts_hold_the_same_model(home: Path) -> None:
 def test_the_fingerprint(home: Path) -> None:
     norm = load_file(home / "safetensors" / "consolidated.safetensors")["norm.weight"]
     expected = hashlib.sha256(norm.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
-    assert open_checkpoint(files_at(home / "gguf-q4")).fingerprint == expected
+    assert AsrCheckpoint(files_at(home / "gguf-q4")).fingerprint == expected
 
 
 def test_what_lies_there_as_wanted_is_not_copied(home: Path) -> None:
     name = "layers.0.feed_forward.w1.weight"
-    mistral, q4 = (open_checkpoint(files_at(home / layout)) for layout in ("safetensors", "gguf-q4"))
-    one, two = (mistral.load([name], CPU, torch.bfloat16)[name] for _ in range(2))
+    mistral, q4 = (AsrCheckpoint(files_at(home / layout)) for layout in ("safetensors", "gguf-q4"))
+    one, two = (load_weights(mistral, [name], CPU, torch.bfloat16)[name] for _ in range(2))
     assert isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor)
     assert one.data_ptr() == two.data_ptr()
-    left, right = (q4.load([name], CPU, torch.float32)[name] for _ in range(2))
+    left, right = (load_weights(q4, [name], CPU, torch.float32)[name] for _ in range(2))
     assert isinstance(left, PackedWeight) and isinstance(right, PackedWeight)
     assert left.blocks.data_ptr() == right.blocks.data_ptr()
 
@@ -110,7 +112,7 @@ def test_what_lies_there_as_wanted_is_not_copied(home: Path) -> None:
 def test_raw_shards_hold_the_same_model(home: Path, tmp_path: Path, layout: str, size: int) -> None:
     shutil.copytree(home / layout, tmp_path / "cut")
     cut_raw(tmp_path / "cut", size)
-    whole, cut = (open_checkpoint(files_at(path)) for path in (home / layout, tmp_path / "cut"))
+    whole, cut = (AsrCheckpoint(files_at(path)) for path in (home / layout, tmp_path / "cut"))
     assert whole.fingerprint == cut.fingerprint
     for name, weight in load(whole).items():
         other = load_one(cut, name)
@@ -122,8 +124,8 @@ def test_raw_shards_hold_the_same_model(home: Path, tmp_path: Path, layout: str,
             assert torch.equal(weight, other)
 
 
-def load_one(checkpoint: Checkpoint, name: str) -> Weight:
-    return checkpoint.load([name], CPU, torch.float32)[name]
+def load_one(checkpoint: AsrCheckpoint, name: str) -> Weight:
+    return load_weights(checkpoint, [name], CPU, torch.float32)[name]
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "encoder_heads"), [(6, 2, 3), (8, 4, 1)])
@@ -138,14 +140,14 @@ def test_what_transformers_saves_loads_here(
     model = VoxtralRealtimeForConditionalGeneration(reference_config(config))
     model.load_state_dict(as_state_dict(tensors, config))
     model.save_pretrained(tmp_path)
-    checkpoint = open_checkpoint(files_at(tmp_path))
+    checkpoint = AsrCheckpoint(files_at(tmp_path))
     assert checkpoint.config == config
     assert_equal(load(checkpoint), dict(tensors))
 
 
 def test_what_is_written_here_loads_in_transformers(home: Path) -> None:
     model = VoxtralRealtimeForConditionalGeneration.from_pretrained(home / "hf", dtype=torch.float32)
-    tensors = load(open_checkpoint(files_at(home / "safetensors")))
+    tensors = load(AsrCheckpoint(files_at(home / "safetensors")))
     expected = as_state_dict(tensors, CONFIG)  # type: ignore[arg-type]
     state = model.state_dict()
     assert state.keys() == expected.keys()
@@ -167,18 +169,18 @@ def test_a_bare_gguf_tells_its_shapes(tmp_path: Path) -> None:
     config = published_head_sizes()
     make_asr_model(tmp_path, config, "gguf-q4")
     (tmp_path / "params.json").unlink()
-    assert open_checkpoint(files_at(tmp_path / "voxtral-q4.gguf")).config == config
+    assert AsrCheckpoint(files_at(tmp_path / "voxtral-q4.gguf")).config == config
     (tmp_path / "tekken.json").unlink()
-    assert open_checkpoint(files_at(tmp_path)).config == config
+    assert AsrCheckpoint(files_at(tmp_path)).config == config
 
 
 def test_a_bare_gguf_of_other_head_sizes_is_refused(home: Path, tmp_path: Path) -> None:
     shutil.copy(home / "gguf-q4" / "voxtral-q4.gguf", tmp_path)
     with pytest.raises(BadModelError, match=r"wq.weight has 192 rows, not a multiple of .* 128"):
-        open_checkpoint(files_at(tmp_path))
+        AsrCheckpoint(files_at(tmp_path))
 
 
-def edited(home: Path, target: Path, name: str, **changes: object) -> Checkpoint:
+def edited(home: Path, target: Path, name: str, **changes: object) -> AsrCheckpoint:
     """Open a copy of a model after setting keys, `a__b` being b inside a, of one of its settings files."""
     shutil.copytree(home, target)
     settings = json.loads((target / name).read_text())
@@ -189,7 +191,7 @@ def edited(home: Path, target: Path, name: str, **changes: object) -> Checkpoint
             section = section[parent]
         section[key] = value
     (target / name).write_text(json.dumps(settings))
-    return open_checkpoint(files_at(target))
+    return AsrCheckpoint(files_at(target))
 
 
 ARGS = "multimodal__whisper_model_args__encoder_args__"
@@ -255,16 +257,16 @@ def test_missing_tensors_and_types(home: Path, tmp_path: Path) -> None:
     tensors = load_file(home / "safetensors" / "consolidated.safetensors")
     gone = tensors.pop("layers.1.attention.wo.weight")
     tensors["layers.0.attention_norm.weight"] = torch.ones(96, dtype=torch.int64)
-    checkpoint = open_checkpoint(files_at(rewrite(home / "safetensors", tmp_path / "a", tensors)))
+    checkpoint = AsrCheckpoint(files_at(rewrite(home / "safetensors", tmp_path / "a", tensors)))
     assert "layers.1.attention.wo.weight" not in checkpoint.names
-    checkpoint.load(encoder_shapes(CONFIG), CPU, torch.float32)
+    load_weights(checkpoint, encoder_shapes(CONFIG), CPU, torch.float32)
     with pytest.raises(BadModelError, match=r"layers.1.attention.wo.weight is missing"):
         load_one(checkpoint, "layers.1.attention.wo.weight")
     with pytest.raises(BadModelError, match="I64"):
         load_one(checkpoint, "layers.0.attention_norm.weight")
     tensors["layers.1.attention.wo.weight"] = gone.T.contiguous()
     with pytest.raises(BadModelError, match=r"wo.weight has the shape \[192, 96\].* \[96, 192\]"):
-        open_checkpoint(files_at(rewrite(home / "safetensors", tmp_path / "b", tensors)))
+        AsrCheckpoint(files_at(rewrite(home / "safetensors", tmp_path / "b", tensors)))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,7 @@ def test_other_families_are_refused_by_name(
 ) -> None:
     tensors = {name: torch.zeros(1) for name in names}
     with pytest.raises(BadModelError, match=message):
-        open_checkpoint(files_at(rewrite(home / "safetensors", tmp_path / "a", tensors)))
+        AsrCheckpoint(files_at(rewrite(home / "safetensors", tmp_path / "a", tensors)))
 
 
 def test_both_spellings_at_once_are_refused(home: Path, tmp_path: Path) -> None:
@@ -291,7 +293,7 @@ def test_both_spellings_at_once_are_refused(home: Path, tmp_path: Path) -> None:
     tensors["model.language_model.norm.weight"] = tensors["language_model.model.norm.weight"].clone()
     save_file(tensors, tmp_path / "a" / "model.safetensors")
     with pytest.raises(BadModelError, match="the same tensor"):
-        open_checkpoint(files_at(tmp_path / "a"))
+        AsrCheckpoint(files_at(tmp_path / "a"))
 
 
 def test_settings_are_needed(home: Path, tmp_path: Path) -> None:
@@ -299,7 +301,7 @@ def test_settings_are_needed(home: Path, tmp_path: Path) -> None:
         shutil.copytree(home / layout, tmp_path / layout)
         (tmp_path / layout / name).unlink()
         with pytest.raises(BadModelError, match=name):
-            open_checkpoint(files_at(tmp_path / layout))
+            AsrCheckpoint(files_at(tmp_path / layout))
 
 
 def test_audio_settings(home: Path, tmp_path: Path) -> None:

@@ -57,17 +57,18 @@ def make(args: argparse.Namespace, log: edge.Log) -> DecodeStage:
     from voxtral_pipes.formats.locate import locate_model
 
     files = locate_model(args.model)
-    from voxtral_pipes.cli.model import load_asr, special_ids
+    from voxtral_pipes.cli.model import load_stage, special_ids
+    from voxtral_pipes.models.checkpoint import AsrCheckpoint
     from voxtral_pipes.models.decode import Decoder
     from voxtral_pipes.models.shapes import decoder_shapes
     from voxtral_pipes.stages.decode import DecodeOptions, DecodeStage
 
     ids = special_ids(args, files, log)
-    part = load_asr(files, args, decoder_shapes, log)
+    checkpoint = AsrCheckpoint(files)
+    config = checkpoint.config
+    tensors = load_stage(checkpoint, decoder_shapes(config), args, log)
     options = DecodeOptions(args.stop_at_eos, args.blank_guard, args.logprobs)
-    return DecodeStage(
-        Decoder.of(part.tensors, part.config.decoder), part.config, ids, options, part.identity
-    )
+    return DecodeStage(Decoder.of(tensors, config.decoder), config, ids, options, checkpoint.identity)
 
 
 def main() -> int:

@@ -58,14 +58,17 @@ def make(args: argparse.Namespace, log: edge.Log) -> EncodeStage:
     from voxtral_pipes.formats.locate import locate_model
 
     files = locate_model(args.model)
-    from voxtral_pipes.cli.model import load_asr
+    from voxtral_pipes.cli.model import load_stage
+    from voxtral_pipes.models.checkpoint import AsrCheckpoint
     from voxtral_pipes.models.encode import Encoder
     from voxtral_pipes.models.shapes import encoder_shapes
     from voxtral_pipes.stages.encode import EncodeStage
 
-    part = load_asr(files, args, encoder_shapes, log)
-    chunk = None if args.chunk_ms is None else args.chunk_ms // part.config.audio.token_ms
-    return EncodeStage(Encoder.of(part.tensors, part.config.encoder), part.config, part.identity, chunk)
+    checkpoint = AsrCheckpoint(files)
+    config = checkpoint.config
+    tensors = load_stage(checkpoint, encoder_shapes(config), args, log)
+    chunk = None if args.chunk_ms is None else args.chunk_ms // config.audio.token_ms
+    return EncodeStage(Encoder.of(tensors, config.encoder), config, checkpoint.identity, chunk)
 
 
 def main() -> int:

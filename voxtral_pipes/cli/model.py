@@ -1,52 +1,36 @@
-"""From options to the weights of one stage: what vx-encode and vx-decode share."""
+"""From options to the weights of one stage: what the commands with a model share."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 from voxtral_pipes.cli.edge import Log
-from voxtral_pipes.config import AsrConfig
 from voxtral_pipes.formats.locate import ModelFiles, locate_tekken
 from voxtral_pipes.formats.tekken import Tekken
 from voxtral_pipes.kernels import dispatch
 from voxtral_pipes.kernels.packed import Weight
-from voxtral_pipes.models.weights import open_checkpoint
+from voxtral_pipes.kernels.precision import Precision, pick_precision
+from voxtral_pipes.models.checkpoint import Checkpoint
+from voxtral_pipes.models.weights import load_weights
 from voxtral_pipes.stages.decode import SpecialIds
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedPart:
-    """The tensors of one stage, and what it must know of the whole model."""
-
-    config: AsrConfig
-    tensors: Mapping[str, Weight]
-    identity: Mapping[str, str]
-    """{family, fp} for hello."""
-
-
-def load_asr(
-    files: ModelFiles,
+def load_stage(
+    checkpoint: Checkpoint,
+    names: Iterable[str],
     args: argparse.Namespace,
-    shapes: Callable[[AsrConfig], Mapping[str, tuple[int, ...]]],
     log: Log,
-) -> LoadedPart:
-    """Choose device and arithmetic, and load the tensors that `shapes` names."""
+    precision: Precision | None = None,
+) -> Mapping[str, Weight]:
+    """Choose device and arithmetic by the options (`precision` where the choice is made), load these tensors."""
     dispatch.check_kernels()
     device = dispatch.pick_device(args.device)
-    checkpoint = open_checkpoint(files)
-    names = list(shapes(checkpoint.config))
-    dtype = dispatch.pick_dtype(args.dtype, checkpoint.stored_bytes(names))
-    log.note(
-        f"model {files.path}: {checkpoint.family}, {files.layout} layout, fingerprint {checkpoint.fingerprint}"
-    )
+    names = list(names)
+    dtype = dispatch.torch_dtype(precision or pick_precision(args.dtype, checkpoint.stored_bytes(names)))
+    log.note(f"model {checkpoint.label}: {checkpoint.family}, fingerprint {checkpoint.fingerprint}")
     log.note(dispatch.describe(device, dtype))
-    return LoadedPart(
-        checkpoint.config,
-        checkpoint.load(names, device, dtype),
-        {"family": checkpoint.family, "fp": checkpoint.fingerprint},
-    )
+    return load_weights(checkpoint, names, device, dtype)
 
 
 def special_ids(args: argparse.Namespace, files: ModelFiles, log: Log) -> SpecialIds:

@@ -19,21 +19,16 @@ from voxtral_pipes.config import BackboneConfig
 from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.packed import Weight
 from voxtral_pipes.models.cache import RingKV, Span
-from voxtral_pipes.models.shapes import block_shapes
+from voxtral_pipes.models.codes import CODE_OFFSET
 from voxtral_pipes.models.stack import Stack, StackState, recordable
-
-EMBEDDINGS = "mm_audio_embeddings."
-TEXT_TABLE = f"{EMBEDDINGS}tok_embeddings.weight"
-CODE_TABLE = f"{EMBEDDINGS}audio_codebook_embeddings.embeddings.weight"
-N_SPECIAL = 2
-"""EMPTY_AUDIO and END_AUDIO stand before the entries of every codebook."""
-CODES_ALIGNED = 128
+from voxtral_pipes.models.tts_shapes import CODE_TABLE, TEXT_TABLE
+from voxtral_pipes.models.tts_shapes import backbone_shapes as backbone_shapes
 
 
 def code_offsets(config: BackboneConfig) -> Tensor:
     """Return where the rows of each codebook begin in the code table, int64 [1 + acoustic_dim] (tts.md section 7)."""
-    acoustic = config.acoustic_levels + N_SPECIAL
-    first = config.semantic_size + N_SPECIAL
+    acoustic = config.acoustic_levels + CODE_OFFSET
+    first = config.semantic_size + CODE_OFFSET
     return torch.tensor([0, *(first + acoustic * k for k in range(config.acoustic_dim))])
 
 
@@ -109,17 +104,3 @@ class Backbone:
     def _run(self, kv: RingKV, x: Tensor, turn: Tensor, span: Span) -> Tensor:
         """Do the tensor work of a step, without the bookkeeping: it can be recorded."""
         return self.stack.normed(self.stack(x, kv, turn, span)[:, -1])
-
-
-def backbone_shapes(config: BackboneConfig) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of `vx-backbone` (tts.md section 11)."""
-    codes = config.semantic_size + N_SPECIAL + config.acoustic_dim * (config.acoustic_levels + N_SPECIAL)
-    shapes: dict[str, tuple[int, ...]] = {
-        TEXT_TABLE: (config.vocab_size, config.dim),
-        CODE_TABLE: (-(-codes // CODES_ALIGNED) * CODES_ALIGNED, config.dim),
-    }
-    widths = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    for i in range(config.n_layers):
-        shapes |= block_shapes(f"layers.{i}.", config.dim, *widths, config.hidden_dim)
-    shapes["norm.weight"] = (config.dim,)
-    return shapes

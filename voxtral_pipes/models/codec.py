@@ -20,13 +20,22 @@ from torch import Tensor
 from voxtral_pipes.config import CodecConfig
 from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.packed import Weight
+from voxtral_pipes.models.codes import CODE_OFFSET as CODE_OFFSET
 from voxtral_pipes.models.layers import Linear, dense
+from voxtral_pipes.models.tts_shapes import (
+    BOOK,
+    CODEC,
+    FIRST_KERNEL,
+    OUT_KERNEL,
+    UP_KERNEL,
+    conv_names,
+    gain_and_direction,
+)
+from voxtral_pipes.models.tts_shapes import codec_shapes as codec_shapes
 
-ROOT = "audio_tokenizer."
-CODE_OFFSET = 2
-"""Codes 0 and 1 of every codebook are special (EMPTY_AUDIO, END_AUDIO)."""
+ROOT = CODEC
+
 USAGE_FLOOR = 1e-5
-FIRST_KERNEL, UP_KERNEL, OUT_KERNEL = 3, 4, 7
 
 
 @dataclass(slots=True)
@@ -103,8 +112,8 @@ def conv_weight(tensors: Mapping[str, Weight], name: str) -> Tensor:
     folded = tensors.get(f"{name}.weight")
     if folded is not None:
         return dense(folded).float()
-    pair = f"{name}.parametrizations.weight.original"
-    return fold_weight_norm(dense(tensors[f"{pair}0"]), dense(tensors[f"{pair}1"]))
+    gain, direction = gain_and_direction(name)
+    return fold_weight_norm(dense(tensors[gain]), dense(tensors[direction]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +134,9 @@ class Codec:
     @classmethod
     def of(cls, tensors: Mapping[str, Weight], config: CodecConfig) -> Codec:
         """Assemble from tensors under their released names, all on one device."""
-        blocks = f"{ROOT}decoder_blocks."
-        book = f"{ROOT}quantizer.semantic_codebook."
-        usage = dense(tensors[f"{book}cluster_usage"]).float().clamp(min=USAGE_FLOOR)
+        blocks = f"{CODEC}decoder_blocks."
+        first, *ups, out = (conv_weight(tensors, name) for name in conv_names(config))
+        usage = dense(tensors[f"{BOOK}cluster_usage"]).float().clamp(min=USAGE_FLOOR)
         stages = tuple(
             tuple(CodecLayer.of(tensors, f"{blocks}{2 * stage + 1}.layers.{i}.") for i in range(count))
             for stage, count in enumerate(config.stage_layers)
@@ -135,13 +144,10 @@ class Codec:
         dtype = stages[0][0].attention_norm.dtype
         return cls(
             config=config,
-            embedding=dense(tensors[f"{book}embedding_sum"]).float() / usage[:, None],
-            first=conv_weight(tensors, f"{blocks}0.conv").to(dtype),
-            ups=tuple(
-                conv_weight(tensors, f"{blocks}{2 * stage}.conv").to(dtype)
-                for stage in range(1, len(config.stage_layers))
-            ),
-            out=conv_weight(tensors, f"{ROOT}output_proj.conv").to(dtype),
+            embedding=dense(tensors[f"{BOOK}embedding_sum"]).float() / usage[:, None],
+            first=first.to(dtype),
+            ups=tuple(weight.to(dtype) for weight in ups),
+            out=out.to(dtype),
             stages=stages,
             slopes=alibi_slopes(config.n_heads).to(usage.device),
             dtype=dtype,
@@ -222,39 +228,3 @@ class Codec:
         bias = (self.slopes[:, None, None] * ahead).masked_fill(outside, -torch.inf)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return layer.wo(mixed.transpose(1, 2).flatten(2))
-
-
-def codec_shapes(config: CodecConfig) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of the codec as released, weight norm parametrised (tts.md section 11)."""
-    latent, width = config.semantic_dim + config.acoustic_dim, config.n_heads * config.head_dim
-    book = f"{ROOT}quantizer.semantic_codebook."
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{book}embedding_sum": (config.semantic_size, config.semantic_dim),
-        f"{book}cluster_usage": (config.semantic_size,),
-    }
-    convs = {
-        "decoder_blocks.0": (config.dim, latent, FIRST_KERNEL),
-        "output_proj": (config.patch_samples, config.dim, OUT_KERNEL),
-    }
-    convs |= {
-        f"decoder_blocks.{2 * i}": (config.dim, config.dim, UP_KERNEL)
-        for i in range(1, len(config.stage_layers))
-    }
-    for name, shape in convs.items():
-        pair = f"{ROOT}{name}.conv.parametrizations.weight.original"
-        shapes |= {f"{pair}0": (shape[0], 1, 1), f"{pair}1": shape}
-    for stage, count in enumerate(config.stage_layers):
-        for i in range(count):
-            layer = f"{ROOT}decoder_blocks.{2 * stage + 1}.layers.{i}."
-            shapes |= {f"{layer}attention.{name}.weight": (width, config.dim) for name in ("wq", "wk", "wv")}
-            shapes[f"{layer}attention.wo.weight"] = (config.dim, width)
-            shapes |= {f"{layer}attention.{name}.weight": (width,) for name in ("q_norm", "k_norm")}
-            shapes |= {f"{layer}{name}.weight": (config.dim,) for name in ("attention_norm", "ffn_norm")}
-            shapes |= {f"{layer}{name}": (config.dim,) for name in ("attention_scale", "ffn_scale")}
-            for name, shape2 in (
-                ("w1", (config.hidden_dim, config.dim)),
-                ("w3", (config.hidden_dim, config.dim)),
-            ):
-                shapes[f"{layer}feed_forward.{name}.weight"] = shape2
-            shapes[f"{layer}feed_forward.w2.weight"] = (config.dim, config.hidden_dim)
-    return shapes

@@ -21,13 +21,12 @@ from torch import Tensor
 from voxtral_pipes.config import FlowConfig
 from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.packed import Weight
+from voxtral_pipes.models.codes import CODE_OFFSET, EMPTY_AUDIO, END_AUDIO
 from voxtral_pipes.models.layers import Block, Linear, dense, time_embedding
-from voxtral_pipes.models.shapes import block_shapes
+from voxtral_pipes.models.tts_shapes import FLOW
+from voxtral_pipes.models.tts_shapes import flow_shapes as flow_shapes
 
-ROOT = "acoustic_transformer."
-EMPTY_AUDIO, END_AUDIO, CODE_OFFSET = 0, 1, 2
-SEMANTIC_ALIGNED = 128
-"""The semantic head is padded to a multiple of this; the padding never wins."""
+ROOT = FLOW
 
 
 def frame_noise(seed: int, stream: int, frame: int, width: int) -> npt.NDArray[np.float32]:
@@ -59,16 +58,16 @@ class Flow:
     @classmethod
     def of(cls, tensors: Mapping[str, Weight], config: FlowConfig) -> Flow:
         """Assemble from tensors under their released names, all on one device."""
-        norm = dense(tensors[f"{ROOT}norm.weight"])
+        norm = dense(tensors[f"{FLOW}norm.weight"])
         return cls(
             config=config,
-            input_projection=Linear.of(tensors, f"{ROOT}input_projection"),
-            time_projection=Linear.of(tensors, f"{ROOT}time_projection"),
-            llm_projection=Linear.of(tensors, f"{ROOT}llm_projection"),
-            semantic_output=tensors[f"{ROOT}semantic_codebook_output.weight"],
-            acoustic_output=Linear.of(tensors, f"{ROOT}acoustic_codebook_output"),
+            input_projection=Linear.of(tensors, f"{FLOW}input_projection"),
+            time_projection=Linear.of(tensors, f"{FLOW}time_projection"),
+            llm_projection=Linear.of(tensors, f"{FLOW}llm_projection"),
+            semantic_output=tensors[f"{FLOW}semantic_codebook_output.weight"],
+            acoustic_output=Linear.of(tensors, f"{FLOW}acoustic_codebook_output"),
             blocks=tuple(
-                Block.of(tensors, f"{ROOT}layers.{i}.", config.head_dim, config.norm_eps)
+                Block.of(tensors, f"{FLOW}layers.{i}.", config.head_dim, config.norm_eps)
                 for i in range(config.n_layers)
             ),
             norm=norm,
@@ -152,20 +151,3 @@ def _mix(block: Block, queries: Tensor, tokens: Tensor) -> Tensor:
     x = queries + block.wo(ops.attention(q, k, v, None))
     m = ops.rms_norm(x, block.ffn_norm, block.norm_eps)
     return x + block.w2(ops.swiglu(m, block.w1.weight, block.w3.weight))
-
-
-def flow_shapes(config: FlowConfig) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of `vx-flow` (tts.md section 11)."""
-    padded = -(-(config.semantic_size + CODE_OFFSET) // SEMANTIC_ALIGNED) * SEMANTIC_ALIGNED
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{ROOT}input_projection.weight": (config.dim, config.acoustic_dim),
-        f"{ROOT}time_projection.weight": (config.dim, config.dim),
-        f"{ROOT}llm_projection.weight": (config.dim, config.input_dim),
-        f"{ROOT}semantic_codebook_output.weight": (padded, config.input_dim),
-        f"{ROOT}acoustic_codebook_output.weight": (config.acoustic_dim, config.dim),
-        f"{ROOT}norm.weight": (config.dim,),
-    }
-    for i in range(config.n_layers):
-        widths = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        shapes |= block_shapes(f"{ROOT}layers.{i}.", config.dim, *widths, config.hidden_dim)
-    return shapes

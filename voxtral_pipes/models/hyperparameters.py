@@ -5,13 +5,13 @@ No import of numpy or torch.  Spec: asr.md section 13; formats.md section 1; des
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from voxtral_pipes.config import AsrConfig, AudioConfig, DecoderConfig, EncoderConfig, exact_div
 from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.settings import Settings
+from voxtral_pipes.models.table_shapes import TableShapes
 
 EMBEDDINGS = "mm_streams_embeddings.embedding_module."
 ENCODER = EMBEDDINGS + "whisper_encoder."
@@ -148,7 +148,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], audio: AudioConfig, label
     Raises:
         BadModelError: a tensor that is needed for this is missing, or does not fit the published head sizes.
     """
-    seen = _Shapes(shapes, label)
+    seen = TableShapes(shapes, label)
     published = AsrConfig()
     decoder = DecoderConfig(
         dim=seen.size(EMBEDDINGS + "tok_embeddings.weight", 1),
@@ -171,35 +171,6 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], audio: AudioConfig, label
         downsample=exact_div(joined, dim, f"{label}: adapter and encoder width"),
     )
     return _checked(AsrConfig(audio, encoder, decoder), label)
-
-
-class _Shapes:
-    """Questions to the tensor table of a GGUF without params.json."""
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
-        self._shapes = shapes
-        self._label = label
-
-    def size(self, name: str, axis: int, n_axes: int = 2) -> int:
-        shape = self._shapes.get(name)
-        if shape is None or len(shape) != n_axes:
-            raise BadModelError(
-                f"{self._label}: {name} is missing or malformed, and there is no params.json beside it"
-            )
-        return shape[axis]
-
-    def layers(self, prefix: str) -> int:
-        pattern = re.compile(re.escape(prefix) + r"(\d{1,3})\.")
-        return max((int(m[1]) + 1 for name in self._shapes if (m := pattern.match(name))), default=0)
-
-    def heads(self, name: str, head_dim: int) -> int:
-        rows = self.size(name, 0)
-        if rows % head_dim:
-            raise BadModelError(
-                f"{self._label}: {name} has {rows} rows, not a multiple of the published head size {head_dim}: "
-                "put the params.json of this model beside it"
-            )
-        return rows // head_dim
 
 
 def _checked(config: AsrConfig, label: str) -> AsrConfig:

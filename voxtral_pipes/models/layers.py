@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.packed import PackedWeight, Weight
 from voxtral_pipes.models.cache import RingKV, Span
@@ -35,7 +36,9 @@ def time_embedding(t: float, dim: int) -> Tensor:
 def dense(weight: Weight) -> Tensor:
     """Return a weight that can only be dense (norms, biases, convolutions)."""
     if isinstance(weight, PackedWeight):
-        raise TypeError("a packed weight where only a dense one can be")
+        raise BadModelError(
+            "a norm, bias, codebook or convolution is packed (Q4_0 or Q8_0); it must be F32, F16 or BF16"
+        )
     return weight
 
 
