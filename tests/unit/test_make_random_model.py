@@ -17,8 +17,9 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from voxtral_pipes.config import AsrConfig, AudioConfig
 from voxtral_pipes.errors import OutputError
 from voxtral_pipes.formats.locate import files_at
-from voxtral_pipes.models.random_model import bf16_words, make_asr_model, random_words, tiny_config
-from voxtral_pipes.models.random_tekken import write_tekken
+from voxtral_pipes.models.random_model import make_asr_model, tiny_config
+from voxtral_pipes.models.random_tekken import asr_audio, write_tekken
+from voxtral_pipes.models.random_weights import Law, bf16_words, fan_in_law, random_words
 from voxtral_pipes.models.weights import decoder_shapes, encoder_shapes, open_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make-random-model"
@@ -45,7 +46,7 @@ def test_the_script_makes_a_model_that_opens(tmp_path: Path, format: str) -> Non
 
 def test_seeds_and_names_decide(tmp_path: Path) -> None:
     def words(name: str, seed: int) -> bytes:
-        return b"".join(piece.tobytes() for piece in random_words(name, (50, 70), seed))
+        return b"".join(piece.tobytes() for piece in random_words(name, (50, 70), seed, Law(0.0, 1.0)))
 
     assert words("a.weight", 0) == words("a.weight", 0)
     assert len({words("a.weight", 0), words("b.weight", 0), words("a.weight", 1)}) == 3
@@ -53,7 +54,7 @@ def test_seeds_and_names_decide(tmp_path: Path) -> None:
 
 def test_weights_are_distributed_as_said() -> None:
     shape = (3000, 1600)  # more than one piece
-    words = np.concatenate(list(random_words("layers.0.feed_forward.w1.weight", shape, 0)))
+    words = np.concatenate(list(random_words("layers.0.feed_forward.w1.weight", shape, 0, fan_in_law(shape))))
     values = torch.from_numpy(words.view(np.int16)).view(torch.bfloat16).float()
     assert values.shape == shape
     assert abs(values.mean().item()) < 1e-4
@@ -77,7 +78,7 @@ def test_refusals(tmp_path: Path) -> None:
 @pytest.mark.parametrize("vocab_size", [300, 1256, 1600, 131_072])
 def test_the_vocabulary_works(tmp_path: Path, vocab_size: int) -> None:
     path = tmp_path / "tekken.json"
-    write_tekken(path, vocab_size, AudioConfig())
+    write_tekken(path, vocab_size, asr_audio(AudioConfig()))
     held = json.loads(path.read_text())
     n_special = held["config"]["default_num_special_tokens"]
     assert len(held["special_tokens"]) == n_special
@@ -101,7 +102,7 @@ def test_the_published_size_streams(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     name = "mm_streams_embeddings.embedding_module.tok_embeddings.weight"
     shape = decoder_shapes(config)[name]
-    pieces = random_words(name, shape, 0)
+    pieces = random_words(name, shape, 0, fan_in_law(shape))
     for _ in range(5):
         assert next(pieces).nbytes < 16 << 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10

@@ -10,11 +10,11 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from string import ascii_lowercase
 
-from voxtral_pipes.config import AudioConfig
+from voxtral_pipes.config import AudioConfig, CodecConfig
 
 PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -42,8 +42,8 @@ def n_special(vocab_size: int) -> int:
     return min(N_SPECIAL, vocab_size - 256)
 
 
-def write_tekken(path: Path, vocab_size: int, audio: AudioConfig) -> None:
-    """Write a vocabulary of `vocab_size` ids, and of some more that readers must drop.
+def write_tekken(path: Path, vocab_size: int, audio: Mapping[str, object]) -> None:
+    """Write a vocabulary of `vocab_size` ids, and of some more that readers must drop; `audio` is its audio section.
 
     Raises:
         ValueError: fewer than 300 ids, which leave no room for the special ones.
@@ -68,28 +68,44 @@ def write_tekken(path: Path, vocab_size: int, audio: AudioConfig) -> None:
                 {"rank": rank, "token_str": _SPECIAL.get(rank, f"<SPECIAL_{rank}>"), "is_control": True}
                 for rank in range(n_special_ids)
             ],
-            "audio": _audio(audio),
+            "audio": audio,
         },
         indent=1,
     )
     path.write_text(text, encoding="utf-8")
 
 
-def _audio(audio: AudioConfig) -> dict[str, object]:
+def asr_audio(audio: AudioConfig) -> dict[str, object]:
+    """Return the audio section of a recognition model (formats.md section 5)."""
     return {
         "sampling_rate": audio.rate_hz,
         "frame_rate": audio.frame_rate_hz,
-        "audio_encoding_config": {
-            "num_mel_bins": audio.n_mels,
-            "hop_length": audio.hop_samples,
-            "window_size": audio.window_samples,
-        },
+        "audio_encoding_config": _encoding(audio),
         "chunk_length_s": None,
         "transcription_format": "streaming",
         "transcription_delay_ms": audio.delay_ms,
         "streaming_look_ahead_ms": 2.5,
         "streaming_look_back_ms": 52.5,
         "streaming_n_left_pad_tokens": audio.left_pad_tokens,
+    }
+
+
+def tts_audio(codec: CodecConfig, voices: Mapping[str, int]) -> dict[str, object]:
+    """Return the audio section of a synthesis model; `voices` are their rows by name (formats.md section 5)."""
+    return {
+        "sampling_rate": codec.rate_hz,
+        "frame_rate": codec.rate_hz / codec.frame_samples,
+        "audio_encoding_config": _encoding(AudioConfig()),  # there, and unused
+        "chunk_length_s": 30.0,
+        "voice_num_audio_tokens": dict(voices),
+    }
+
+
+def _encoding(audio: AudioConfig) -> dict[str, int]:
+    return {
+        "num_mel_bins": audio.n_mels,
+        "hop_length": audio.hop_samples,
+        "window_size": audio.window_samples,
     }
 
 
