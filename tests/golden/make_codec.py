@@ -1,75 +1,101 @@
-"""Write codec.npz: the waveform that Faster-Voxtral-4B-TTS decodes from random codes with random weights.
+"""Write codec.npz: the waveform that vllm-omni's codec decodes from random codes with random weights, in float32.
 
-    PYTHONPATH=tests python tests/golden/make_codec.py CHECKOUT       (einops must be installed)
+README.md beside this says how to get the reference and how to run this.
 
-flash_attn needs a GPU and half precision; what it computes is written out here in float64 from its documentation:
-scores - slope * (i - j), keys i - left .. i.
+All frames are one call.  Attention is the reference's own torch code, which it falls back to where flash_attn is not
+installed; nothing in it is replaced.  Its table of code embeddings is in the same module: some frames of that, too.
 """
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
-from reference_package import show_reference
-from tts_models import SMALL_CODEC, random_codes, random_tensors
+from reference_package import made_with, reference_module
+from tts_models import (
+    CODEC_FRAMES,
+    CODECS,
+    SMALL_BACKBONE,
+    random_codes,
+    random_codes_of,
+    random_tensors,
+)
 
-from voxtral_pipes.models.codec import codec_shapes
+from voxtral_pipes.config import CodecConfig
+from voxtral_pipes.models.codes import CODE_OFFSET
+from voxtral_pipes.models.tts_shapes import (
+    CODE_TABLE,
+    CODEC,
+    FIRST_KERNEL,
+    OUT_KERNEL,
+    UP_KERNEL,
+    backbone_shapes,
+    codec_shapes,
+)
 
-FRAMES = 40
+EMBEDDED_FRAMES = 5
 
 
-def flash_attn_func(q, k, v, causal, window_size, alibi_slopes):
-    """Attend: q, k, v [B, S, H, D]."""
-    assert causal
-    steps = torch.arange(q.shape[1])
-    behind = (steps[:, None] - steps[None]).double()
-    scores = torch.einsum("bihd,bjhd->bhij", q.double(), k.double()) / q.shape[3] ** 0.5
-    scores = scores - alibi_slopes.double()[:, None, None] * behind
-    scores = scores.masked_fill((behind < 0) | (behind > window_size[0]), -torch.inf)
-    return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v.double()).to(q.dtype)
+def reference(c: CodecConfig) -> Any:
+    """Make the reference's module with random weights; the encoder and its like stay as they come."""
+    doublings = len(c.stage_layers) - 1
+
+    def listed(numbers: tuple[int, ...]) -> str:
+        return ",".join(map(str, numbers))
+
+    arguments = {
+        "pretransform_patch_size": c.patch_samples, "patch_proj_kernel_size": OUT_KERNEL,
+        "semantic_codebook_size": c.semantic_size, "semantic_dim": c.semantic_dim,
+        "acoustic_codebook_size": c.acoustic_levels, "acoustic_dim": c.acoustic_dim,
+        "attn_sliding_window_size": c.first_window << doublings,
+        "dim": c.dim, "hidden_dim": c.hidden_dim, "head_dim": c.head_dim, "n_heads": c.n_heads,
+        "n_kv_heads": c.n_heads, "qk_norm_eps": c.qk_norm_eps, "norm_eps": c.norm_eps,
+        "encoder_transformer_lengths_str": listed((1,) * (doublings + 1)),
+        "encoder_convs_kernels_str": listed((UP_KERNEL,) * doublings + (FIRST_KERNEL,)),
+        "encoder_convs_strides_str": listed((2,) * doublings + (1,)),
+        "decoder_transformer_lengths_str": listed(c.stage_layers),
+        "decoder_convs_kernels_str": listed((FIRST_KERNEL,) + (UP_KERNEL,) * doublings),
+        "decoder_convs_strides_str": listed((1,) + (2,) * doublings),
+    }  # fmt: skip
+    b = SMALL_BACKBONE
+    table = {
+        "semantic_codebook_size": b.semantic_size,
+        "acoustic_codebook_size": b.acoustic_levels,
+        "n_acoustic_codebook": b.acoustic_dim,
+        "acoustic_transformer_args": {"input_dim": b.dim},
+    }
+    config = SimpleNamespace(
+        audio_config={"codec_args": arguments, "audio_model_args": table},
+        text_config=SimpleNamespace(hidden_size=b.dim),
+    )
+    module = reference_module("voxtral_tts_audio_tokenizer")
+    vllm_config = SimpleNamespace(model_config=SimpleNamespace(hf_config=config))
+    model = module.VoxtralTTSAudioTokenizer(vllm_config=vllm_config).eval()
+    weights = {name.removeprefix(CODEC): t for name, t in random_tensors(codec_shapes(c)).items()}
+    weights["audio_token_embedding.embeddings.weight"] = random_tensors(backbone_shapes(b))[CODE_TABLE]
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert all(name.startswith(("input_proj.", "encoder_blocks.")) for name in missing), missing
+    assert not unexpected, unexpected
+    return model
 
 
 def main() -> None:
     """Run the reference and write its output beside this script."""
-    stub = types.ModuleType("flash_attn")
-    stub.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
-    sys.modules["flash_attn"] = stub
-    show_reference(sys.argv[1])
-    from voxtral.codec.decoder import CodecDecoder  # type: ignore[import-not-found]
-    from voxtral.config import CodecConfig  # type: ignore[import-not-found]
-
-    c = SMALL_CODEC
-    config = CodecConfig(
-        patch_size=c.patch_samples,
-        semantic_codebook_size=c.semantic_size,
-        semantic_dim=c.semantic_dim,
-        acoustic_codebook_size=c.acoustic_levels,
-        acoustic_dim=c.acoustic_dim,
-        num_acoustic_codebooks=c.acoustic_dim,
-        model_dim=c.dim,
-        hidden_dim=c.hidden_dim,
-        num_heads=c.n_heads,
-        num_kv_heads=c.n_heads,
-        head_dim=c.head_dim,
-        norm_eps=c.norm_eps,
-        qk_norm_eps=c.qk_norm_eps,
-        decoder_num_layers=c.stage_layers,
-    )
-    model = CodecDecoder(config).eval()
-    tensors = {
-        name.removeprefix("audio_tokenizer."): t for name, t in random_tensors(codec_shapes(c)).items()
-    }
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    assert not missing and not unexpected, (missing, unexpected)
-    codes = random_codes(c, FRAMES)
-    with torch.no_grad():
-        audio = model.double().decode((codes - 2).transpose(1, 2), torch.float64)[0, 0]
-    np.savez_compressed(Path(__file__).with_name("codec.npz"), audio=audio.numpy().astype(np.float32))
-    print(audio.shape, float(audio.abs().max()))
+    results: dict[str, Any] = {"made_with": made_with()}
+    b = SMALL_BACKBONE
+    for name, c in CODECS.items():
+        model = reference(c)
+        codes = random_codes(c, CODEC_FRAMES) - CODE_OFFSET
+        with torch.no_grad():
+            audio = model.decode(codes.transpose(1, 2), torch.float32)[0, 0]
+            frames = random_codes_of(b.semantic_size, b.acoustic_levels, b.acoustic_dim, EMBEDDED_FRAMES)
+            (embedded,) = model.encode_tokens([frames.transpose(1, 2)])
+        results[name], results["embedded"] = audio.numpy(), embedded.numpy()
+        print(name, tuple(audio.shape), "peak", float(audio.abs().max()))
+    np.savez_compressed(Path(__file__).with_name("codec.npz"), **results)
 
 
 if __name__ == "__main__":
