@@ -17,10 +17,11 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from voxtral_pipes.config import AsrConfig, AudioConfig
 from voxtral_pipes.errors import OutputError
 from voxtral_pipes.formats.locate import files_at
+from voxtral_pipes.models.checkpoint import AsrCheckpoint
 from voxtral_pipes.models.random_model import make_asr_model, tiny_config
 from voxtral_pipes.models.random_tekken import asr_audio, write_tekken
 from voxtral_pipes.models.random_weights import Law, bf16_words, fan_in_law, random_words
-from voxtral_pipes.models.weights import decoder_shapes, encoder_shapes, open_checkpoint
+from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make-random-model"
 
@@ -34,7 +35,7 @@ def test_the_script_makes_a_model_that_opens(tmp_path: Path, format: str) -> Non
     done = run("asr", "--size", "tiny", "--format", format, "--seed", "3", tmp_path / "a")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     run("asr", "--format", format, "--seed", "3", "--shard-bytes", "100000", tmp_path / "b")
-    one, two = (open_checkpoint(files_at(tmp_path / name)) for name in "ab")
+    one, two = (AsrCheckpoint(files_at(tmp_path / name)) for name in "ab")
     assert one.config == two.config == tiny_config()
     assert one.fingerprint == two.fingerprint
     assert one.names == encoder_shapes(one.config).keys() | decoder_shapes(one.config).keys()
