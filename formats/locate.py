@@ -181,10 +181,11 @@ def _only_cached(variable: str, family: str) -> ModelFiles:
         names = ", ".join(files.path.name for files in fitting)
         raise NoModelError(f"several models are in the cache {cache}: {names}; choose one with -m NAME")
     broken = f"; not usable in the cache: {'; '.join(unusable)}" if unusable else ""
-    random = f", or random ones to try with: scripts/make-random-model asr --size tiny {cache}/tiny"
+    # Two names, so that both can be there.
+    random = f"asr --size tiny {cache}/tiny" if family == ASR else f"tts --size tiny {cache}/tiny-tts"
     raise NoModelError(
-        f"no model: name one with -m PATH or ${variable}, or put one into {cache}/NAME (published weights"
-        f"{random if family == ASR else ''}){broken}"
+        f"no model: name one with -m PATH or ${variable}, or put one into {cache}/NAME (published weights, "
+        f"or random ones to try with: scripts/make-random-model {random}){broken}"
     )
 
 

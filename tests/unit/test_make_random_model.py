@@ -16,11 +16,12 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from voxtral_pipes.config import AsrConfig, AudioConfig
 from voxtral_pipes.errors import OutputError
+from voxtral_pipes.formats.bf16 import bf16_words
 from voxtral_pipes.formats.locate import files_at
 from voxtral_pipes.models.checkpoint import AsrCheckpoint
 from voxtral_pipes.models.random_model import make_asr_model, tiny_config
 from voxtral_pipes.models.random_tekken import asr_audio, write_tekken
-from voxtral_pipes.models.random_weights import Law, bf16_words, fan_in_law, random_words
+from voxtral_pipes.models.random_weights import Law, fan_in_law, random_words
 from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make-random-model"
@@ -30,7 +31,7 @@ def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, SCRIPT, *args], capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("format", ["safetensors", "hf", "gguf-q4"])
+@pytest.mark.parametrize("format", ["safetensors", "hf", "gguf-q4", "gguf-q8"])
 def test_the_script_makes_a_model_that_opens(tmp_path: Path, format: str) -> None:
     done = run("asr", "--size", "tiny", "--format", format, "--seed", "3", tmp_path / "a")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from voxtral_pipes.config import AsrConfig, DecoderConfig, EncoderConfig
+from voxtral_pipes.formats.bf16 import Words, widen
 from voxtral_pipes.models.hf_names import hf_name
 from voxtral_pipes.models.hyperparameters import ENCODER
 from voxtral_pipes.models.random_files import (
@@ -25,7 +26,7 @@ from voxtral_pipes.models.random_tekken import (
     n_special,
     write_tekken,
 )
-from voxtral_pipes.models.random_weights import Law, Words, fan_in_law, float32_of, random_words
+from voxtral_pipes.models.random_weights import Law, fan_in_law, random_words
 from voxtral_pipes.models.shapes import Shape, decoder_shapes, encoder_shapes, is_rotary
 
 Format = Literal["safetensors", "hf", "gguf-q4", "gguf-q8"]
@@ -83,7 +84,7 @@ def make_asr_model(out_dir: Path, config: AsrConfig, format: Format = "safetenso
                 matrices = {name for name, shape in shapes.items() if len(shape) == 2}  # formats.md section 1
                 write_gguf(
                     out_dir / f"voxtral-{packing}.gguf", "voxtral", shapes, matrices, packing,
-                    lambda name: map(float32_of, draw(name)),
+                    lambda name: map(widen, draw(name)),
                 )  # fmt: skip
             else:
                 raise ValueError(f"unknown format {format!r}")

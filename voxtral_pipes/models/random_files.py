@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxtral_pipes.errors import OutputError
-from voxtral_pipes.models.random_weights import Words
+from voxtral_pipes.formats.bf16 import Words
 from voxtral_pipes.models.shapes import Shape
 
 Packing = Literal["q4", "q8"]

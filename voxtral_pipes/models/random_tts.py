@@ -7,14 +7,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from voxtral_pipes.config import BackboneConfig, CodecConfig, FlowConfig, TtsConfig
-from voxtral_pipes.models.random_files import new_directory, write_json, write_safetensors
+from voxtral_pipes.formats.bf16 import Words, widen
+from voxtral_pipes.models.codes import END_AUDIO
+from voxtral_pipes.models.random_files import (
+    Packing,
+    new_directory,
+    write_gguf,
+    write_json,
+    write_safetensors,
+)
 from voxtral_pipes.models.random_tekken import tts_audio, write_tekken
-from voxtral_pipes.models.random_weights import Law, Words, fan_in_law, random_words
+from voxtral_pipes.models.random_weights import Law, fan_in_law, random_words
 from voxtral_pipes.models.shapes import Shape
+from voxtral_pipes.models.tts_shapes import (
+    CODE_TABLE,
+    FLOW,
+    TEXT_TABLE,
+    conv_names,
+    gain_and_direction,
+    tts_shapes,
+)
 
-Format = Literal["safetensors"]
+Format = Literal["safetensors", "gguf-q4", "gguf-q8"]
+Draw = Callable[[str], Iterator[Words]]
+"""Gives the pieces of a tensor by its name."""
 
 VOICES: Mapping[str, int] = {
     "casual_female": 214, "casual_male": 147, "cheerful_female": 132, "neutral_female": 218, "neutral_male": 169,
@@ -30,7 +49,13 @@ SOMETIMES, NEVER = 1.55, 0.1
 """Gains of the END_AUDIO row of the semantic head: with the tiny model's 254 entries it wins one frame in about 30,
 and practically never.  A row of gain 1 would win as often as any other."""
 
-_END_AUDIO = 1
+_BACKBONE_FACTORS = {"attention.wo.weight": 0.25, "feed_forward.w2.weight": 2.0}
+_DENSE = (
+    "norm.weight", "attention_scale", "ffn_scale", "audio_codebook_embeddings", "input_projection.weight",
+    "acoustic_codebook_output.weight", "audio_tokenizer.",
+)  # fmt: skip
+"""What the names of tensors contain that the GGUF keeps as F32 (formats.md section 2)."""
+
 _EMBEDDED = 0.2
 """Size of what enters the backbone: text, voices, and the sum of the codes of a frame."""
 
@@ -71,17 +96,6 @@ def tiny_tts_config() -> TtsConfig:
     )
 
 
-def tts_shapes(config: TtsConfig) -> dict[str, Shape]:
-    """Return name and shape of every tensor of consolidated.safetensors, by name (tts.md section 11)."""
-    # They live in modules that import torch, which makers of recognition models need not wait for.
-    from voxtral_pipes.models.backbone import backbone_shapes
-    from voxtral_pipes.models.codec import codec_shapes
-    from voxtral_pipes.models.flow import flow_shapes
-
-    shapes = backbone_shapes(config.backbone) | flow_shapes(config.flow) | codec_shapes(config.codec)
-    return dict(sorted(shapes.items()))
-
-
 def make_tts_model(
     out_dir: Path,
     config: TtsConfig,
@@ -94,13 +108,14 @@ def make_tts_model(
     """Write a random model, its settings, tekken.json and voices into `out_dir`, which is made; return `out_dir`.
 
     `voices` are the rows of each voice; `end_gain` is the factor of the weights that end an utterance.  Same
-    arguments give the same bytes.
+    arguments give the same bytes; the GGUF formats hold the weights of the other after quantisation.
 
     Raises:
-        ValueError: the format is unknown, or the parts of the model do not fit together.
+        ValueError: the format is unknown, the parts of the model do not fit together, or dimensions are no
+            multiples of 32 and a packed format is asked for.
         OutputError: the directory holds a model already, or cannot be written.
     """
-    shapes = tts_shapes(config)
+    shapes = dict(sorted(tts_shapes(config).items()))
     settings = params_settings(config, voices)
 
     def draw(name: str) -> Iterator[Words]:
@@ -113,9 +128,12 @@ def make_tts_model(
     with new_directory(out_dir):
         if format == "safetensors":
             write_safetensors(out_dir / "consolidated.safetensors", shapes, draw)
-            _write_pt_voices(out_dir / "voice_embedding", voices, draw_voice)
+        elif format in ("gguf-q4", "gguf-q8"):
+            packing: Packing = "q4" if format == "gguf-q4" else "q8"
+            _write_gguf(out_dir / f"voxtral-tts-{packing}.gguf", config, packing, draw)
         else:
             raise ValueError(f"unknown format {format!r}")
+        _write_voices(out_dir / "voice_embedding", format, voices, config.backbone.dim, draw_voice)
         write_json(out_dir / "params.json", settings)
         write_tekken(out_dir / "tekken.json", config.backbone.vocab_size, tts_audio(config.codec, voices))
     return out_dir
@@ -123,6 +141,10 @@ def make_tts_model(
 
 def _law(name: str, shape: Shape, end_gain: float) -> Law:
     """Keep activations near one through any depth, codes varied, and the waveform within its range.
+
+    A hidden state should depend on the frame before it more than on what all positions have in common, which attention
+    averages out: otherwise some models never reach END_AUDIO, and others always do.  The factors were found by speaking
+    with the tiny model.
 
     Weight norm makes `original0` the size of a row whatever `original1` is.  In the doubling ones it is that of an
     input channel, spread over four taps of which two meet in each output: hence the square root of two.
@@ -132,32 +154,82 @@ def _law(name: str, shape: Shape, end_gain: float) -> Law:
     if name.endswith("norm.weight"):
         return Law(1.0, 0.1)
     if name.endswith("original0"):
-        size = 0.12 if "output_proj" in name else 1.0 if "decoder_blocks.0." in name else 2**0.5
+        size = 0.1 if "output_proj" in name else 1.0 if "decoder_blocks.0." in name else 2**0.5
         return Law(size, size / 10)
     if name.endswith("cluster_usage"):
         return Law(2.0, 0.3)
     if name.endswith("embedding_sum"):
         return Law(0.0, 2.0)
-    if name.endswith("tok_embeddings.weight"):
+    if name == TEXT_TABLE:
         return Law(0.0, _EMBEDDED)
-    if name.endswith("audio_codebook_embeddings.embeddings.weight"):
+    if name == CODE_TABLE:
         return Law(0.0, _EMBEDDED / 37**0.5)
-    if name.endswith("semantic_codebook_output.weight"):
+    if name == f"{FLOW}semantic_codebook_output.weight":
         plain = fan_in_law(shape)
-        return Law(plain.mean, plain.scale, {_END_AUDIO: end_gain})
-    if name.endswith("acoustic_codebook_output.weight"):
+        return Law(plain.mean, plain.scale, {END_AUDIO: end_gain})
+    if name == f"{FLOW}acoustic_codebook_output.weight":
         return fan_in_law(shape, 0.5)
-    return fan_in_law(shape)
+    factors = _BACKBONE_FACTORS if name.startswith("layers.") else {}
+    return fan_in_law(shape, next((value for ending, value in factors.items() if name.endswith(ending)), 1.0))
 
 
-def _write_pt_voices(home: Path, voices: Mapping[str, int], draw: Callable[[str], Iterator[Words]]) -> None:
-    """Write each voice as torch.save does: one BF16 tensor [rows, dim] (tts.md section 2)."""
+def gguf_shapes(config: TtsConfig) -> dict[str, Shape]:
+    """Return name and shape of every tensor of a GGUF in its order: by name, folded convolutions last."""
+    folded = [f"{conv}.weight" for conv in conv_names(config.codec)]
+    shapes = tts_shapes(config, folded)
+    return {name: shapes[name] for name in sorted(shapes, key=lambda name: (name in folded, name))}
+
+
+def packed_names(shapes: Mapping[str, Shape]) -> list[str]:
+    """Return which tensors of a GGUF are quantised (formats.md section 2)."""
+    return [name for name in shapes if not any(mark in name for mark in _DENSE)]
+
+
+def _write_gguf(path: Path, config: TtsConfig, packing: Packing, draw: Draw) -> None:
+    folded = {f"{conv}.weight": conv for conv in conv_names(config.codec)}
+
+    def draw_wide(name: str) -> Iterator[npt.NDArray[np.float32]]:
+        if name in folded:
+            yield _folded(folded[name], draw)
+        else:
+            yield from map(widen, draw(name))
+
+    shapes = gguf_shapes(config)
+    write_gguf(path, "voxtral-tts", shapes, packed_names(shapes), packing, draw_wide)
+
+
+def _folded(conv: str, draw: Draw) -> npt.NDArray[np.float32]:
+    """Return the weight of a convolution, the same as a reader of its two halves computes."""
     import torch
 
+    from voxtral_pipes.models.codec import fold_weight_norm
+
+    gain, direction = (
+        torch.from_numpy(np.concatenate([widen(piece) for piece in draw(name)]))
+        for name in gain_and_direction(conv)
+    )
+    folded: npt.NDArray[np.float32] = fold_weight_norm(gain, direction).numpy()
+    return folded
+
+
+def _write_voices(home: Path, format: Format, voices: Mapping[str, int], dim: int, draw: Draw) -> None:
+    """Write one BF16 tensor [rows, dim] for each voice.
+
+    Beside safetensors they are what torch.save makes, beside a GGUF safetensors themselves (formats.md section 2).
+    """
     home.mkdir(exist_ok=True)
-    for name in voices:
-        words = np.concatenate(list(draw(name))).view(np.int16)
-        torch.save(torch.from_numpy(words).view(torch.bfloat16), home / f"{name}.pt")
+    if format == "safetensors":
+        import torch
+
+        for name in voices:
+            words = np.concatenate(list(draw(name))).view(np.int16)
+            torch.save(torch.from_numpy(words).view(torch.bfloat16), home / f"{name}.pt")
+    else:
+        for name, rows in voices.items():
+            pieces = list(draw(name))
+            write_safetensors(
+                home / f"{name}.safetensors", {"embedding": (rows, dim)}, {"embedding": pieces}.__getitem__
+            )
 
 
 def params_settings(config: TtsConfig, voices: Mapping[str, int]) -> dict[str, Any]:

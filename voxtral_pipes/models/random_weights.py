@@ -16,10 +16,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from voxtral_pipes.formats.bf16 import Words, bf16_words, widen
 from voxtral_pipes.models.shapes import Shape
-
-Words = npt.NDArray[np.uint16]
-"""BF16 as it is stored."""
 
 _PIECE_WEIGHTS = 1 << 22
 _LEVELS = 1 << 16
@@ -48,17 +46,6 @@ def _quantiles() -> npt.NDArray[np.float64]:
     return np.concatenate([half, -half[::-1]])
 
 
-def bf16_words(values: npt.NDArray[np.float32]) -> Words:
-    """Round finite float32 to the nearest BF16, ties to even (formats.md section 4)."""
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def float32_of(words: Words) -> npt.NDArray[np.float32]:
-    """Widen BF16 words; exact."""
-    return (words.astype(np.uint32) << 16).view(np.float32)
-
-
 def random_words(name: str, shape: Shape, seed: int, law: Law) -> Iterator[Words]:
     """Yield the weights of one tensor in pieces of whole rows; uint16 BF16 words, [rows, ...]."""
     table = bf16_words((law.mean + law.scale * _quantiles()).astype(np.float32))
@@ -72,5 +59,5 @@ def random_words(name: str, shape: Shape, seed: int, law: Law) -> Iterator[Words
         piece = table[raw].reshape(rows, *shape[1:])
         for number, gain in law.gains.items():
             if start <= number < start + rows:
-                piece[number - start] = bf16_words(float32_of(piece[number - start]) * np.float32(gain))
+                piece[number - start] = bf16_words(widen(piece[number - start]) * np.float32(gain))
         yield piece
