@@ -49,6 +49,12 @@ class UnsupportedError(VoxError):
     code = "unsupported"
 
 
+class FeedbackError(VoxError):
+    """The way back from vx-flow to vx-backbone cannot be had, or is not what it should be (design.md section 5)."""
+
+    code = "feedback"
+
+
 class OutputError(VoxError):
     """The output cannot be written (disk full, no permission)."""
 

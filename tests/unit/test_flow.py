@@ -31,8 +31,9 @@ from voxtral_pipes.config import FlowConfig
 from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.models import flow as module
 from voxtral_pipes.models.codes import END_AUDIO
-from voxtral_pipes.models.flow import Flow, frame_noise
+from voxtral_pipes.models.flow import Flow
 from voxtral_pipes.models.layers import time_embedding
+from voxtral_pipes.models.noise import frame_noise
 from voxtral_pipes.models.tts_shapes import FLOW, flow_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "flow.npz"

@@ -143,6 +143,17 @@ def _first_interrupt(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, _deadly if _last_acts else signal.SIG_DFL)
 
 
+def interrupted() -> bool:
+    """Tell whether a first Ctrl-C has come that did not end this process."""
+    return _interrupted
+
+
+def survive_interrupt() -> None:
+    """Survive the first Ctrl-C whatever stdin is: the command looks at `interrupted` and ends by itself."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _first_interrupt)
+
+
 def before_death(act: Callable[[], object]) -> None:
     """Have `act` called, in the main thread, before a signal ends this process; call this in the main thread.
 
@@ -272,12 +283,20 @@ def write_frames(frames: Iterable[Frame], output: Output) -> None:
 
 
 def filter_frames(
-    name: str, hello: Hello, make: Callable[[], Stage], source: ByteSource, output: Output, log: Log
+    name: str,
+    hello: Hello,
+    make: Callable[[], Stage],
+    source: ByteSource,
+    output: Output,
+    log: Log,
+    *,
+    rate_hz: int = 16000,
+    through: Callable[[Iterable[Frame]], Iterable[Frame]] = lambda frames: frames,
 ) -> int:
     """Run a stage over frames: the body of every command that reads and writes them.
 
     `hello` is what the output will nominally be: it opens the pipe if the stage itself cannot be made, so that the
-    error can travel to the commands behind.
+    error can travel to the commands behind.  The input goes `through` a function before `make` is called.
     """
     from voxtral_pipes.formats.frame import FrameReader
     from voxtral_pipes.stages.base import Drive, Outgoing
@@ -285,7 +304,8 @@ def filter_frames(
     outgoing = Outgoing(name)
     drive: Drive | None = None
     try:
-        drive = Drive(make(), passing_errors(FrameReader(source), log), report=log.error)
+        frames = through(passing_errors(FrameReader(source), log))
+        drive = Drive(make(), frames, report=log.error)
         for frame in drive.run():
             write_frames([frame], output)
         return 1 if drive.failed else 0
@@ -294,7 +314,7 @@ def filter_frames(
     except Exception as error:
         if isinstance(error, TruncatedError) and _interrupted:
             return _die_of(signal.SIGINT)  # Ctrl-C reached the command before this one too
-        first = None if drive and drive.said_hello else outgoing.hello(hello, 16000)
+        first = None if drive and drive.said_hello else outgoing.hello(hello, rate_hz)
         return send_failure(error, outgoing, first, output, log)
 
 

@@ -22,7 +22,9 @@ from voxtral_pipes.models.cache import RingKV, Span
 from voxtral_pipes.models.codes import CODE_OFFSET
 from voxtral_pipes.models.stack import Stack, StackState, recordable
 from voxtral_pipes.models.tts_shapes import CODE_TABLE, TEXT_TABLE
-from voxtral_pipes.models.tts_shapes import backbone_shapes as backbone_shapes
+
+POSITIONS_STEP = 1024
+USUAL_TEXT = 64
 
 
 def code_offsets(config: BackboneConfig) -> Tensor:
@@ -88,9 +90,10 @@ class Backbone:
 
     @torch.inference_mode()
     def step(self, state: StackState, x: Tensor) -> tuple[Tensor, StackState]:
-        """Run the next positions: x [B, n, dim] from `embed_*` -> hidden [B, dim] of the last one.
+        """Run the next positions -> hidden [B, dim] of the last one.
 
-        n > 1 is the prompt, at position 0; its hidden state gives frame 0.
+        x is [B, n, dim] from `embed_prompt`, n > 1 at position 0: its hidden state gives frame 0.  Or it is the
+        codes of frames, int64 [B, n, 1 + acoustic_dim]; the embedding is then part of the recorded step.
 
         Raises:
             ValueError: the state was made for fewer positions.
@@ -99,8 +102,58 @@ class Backbone:
             raise ValueError(
                 f"{state.position} + {x.shape[1]} positions in a state made for {state.kv.window}"
             )
-        return self.stack.advance(state, x.shape[1], x), state
+        return self.stack.advance(state, x.shape[1], x, record=x.shape[1] == 1), state
+
+    def restart(self, state: StackState) -> None:
+        """Begin new streams in a state that others have left: what they wrote is not seen."""
+        state.position = 0
+
+    def warm(self, state: StackState) -> None:
+        """Record the single step of a new state ahead of its first frame."""
+        batch = state.kv.keys.shape[1]
+        codes = torch.full((batch, 1, 1 + self.config.acoustic_dim), CODE_OFFSET)
+        self.stack.warm(state, lambda: self.step(state, codes))
 
     def _run(self, kv: RingKV, x: Tensor, turn: Tensor, span: Span) -> Tensor:
         """Do the tensor work of a step, without the bookkeeping: it can be recorded."""
+        if not x.is_floating_point():
+            x = self.embed_codes(x)
         return self.stack.normed(self.stack(x, kv, turn, span)[:, -1])
+
+
+class Speaker:
+    """The backbone with a voice: one stream after the other in one state, whose memory and graphs stay.
+
+    A state is for one process that speaks one stream at a time; `begin` forgets the stream before.
+    """
+
+    def __init__(self, backbone: Backbone, voice: Tensor, placeholder: int, max_frames: int) -> None:
+        """`voice` is [N, dim]; on CUDA the first steps are recorded here, for streams of `max_frames`."""
+        self._backbone = backbone
+        self._voice = voice
+        self.voice_rows = len(voice)
+        self._placeholder = placeholder
+        self._state = backbone.new_state(self._round(len(voice) + USUAL_TEXT + max_frames))
+        if backbone.stack.device.type == "cuda":
+            backbone.warm(self._state)
+            self.begin([placeholder] * len(voice) + [0] * USUAL_TEXT, 1)
+
+    def begin(self, ids: list[int], max_frames: int) -> Tensor:
+        """Run a prompt for a stream of up to `max_frames` -> hidden [1, dim] of frame 0."""
+        positions = len(ids) + max_frames - 1
+        if positions > self._state.kv.window:
+            self._state = self._backbone.new_state(self._round(positions))
+        self._backbone.restart(self._state)
+        x = self._backbone.embed_prompt(torch.tensor(ids), self._voice, self._placeholder)
+        hidden, _ = self._backbone.step(self._state, x)
+        return hidden
+
+    def next(self, codes: list[int]) -> Tensor:
+        """Run a frame of codes, offset included -> hidden [1, dim] of the frame behind it."""
+        hidden, _ = self._backbone.step(self._state, torch.tensor([[codes]]))
+        return hidden
+
+    @staticmethod
+    def _round(positions: int) -> int:
+        """Round up, so that a slightly longer prompt needs no other state."""
+        return -(-positions // POSITIONS_STEP) * POSITIONS_STEP

@@ -31,9 +31,6 @@ from voxtral_pipes.models.tts_shapes import (
     conv_names,
     gain_and_direction,
 )
-from voxtral_pipes.models.tts_shapes import codec_shapes as codec_shapes
-
-ROOT = CODEC
 
 USAGE_FLOOR = 1e-5
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,23 +21,11 @@ from torch import Tensor
 
 from voxtral_pipes.config import FlowConfig
 from voxtral_pipes.kernels import dispatch as ops
+from voxtral_pipes.kernels.graphs import Replayed
 from voxtral_pipes.kernels.packed import Weight
 from voxtral_pipes.models.codes import CODE_OFFSET, EMPTY_AUDIO, END_AUDIO
 from voxtral_pipes.models.layers import Block, Linear, dense, time_embedding
 from voxtral_pipes.models.tts_shapes import FLOW
-from voxtral_pipes.models.tts_shapes import flow_shapes as flow_shapes
-
-ROOT = FLOW
-
-
-def frame_noise(seed: int, stream: int, frame: int, width: int) -> npt.NDArray[np.float32]:
-    """Draw the noise of one frame, float32 [width], from a counter-based generator.
-
-    It depends on seed, stream and frame alone: not on how the input was cut, nor on what else shares the pipe.
-    """
-    # The frame is the highest counter word: draws of one frame never run into those of the next.
-    bits = np.random.Philox(key=(seed << 64) | stream, counter=[0, 0, 0, frame])
-    return np.random.Generator(bits).standard_normal(width, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +140,35 @@ def _mix(block: Block, queries: Tensor, tokens: Tensor) -> Tensor:
     x = queries + block.wo(ops.attention(q, k, v, None))
     m = ops.rms_norm(x, block.ffn_norm, block.norm_eps)
     return x + block.w2(ops.swiglu(m, block.w1.weight, block.w3.weight))
+
+
+class Sampler:
+    """The flow head with its settings, one frame at a time; on CUDA a frame is one graph."""
+
+    def __init__(self, flow: Flow, steps: int, guidance: float) -> None:
+        """On CUDA the graph is recorded here."""
+        self._flow = flow
+        self._steps = steps
+        self._guidance = guidance
+        self._graphs = {
+            allow_end: Replayed(partial(self._run, allow_end=allow_end)) for allow_end in (True, False)
+        }
+        if flow.device.type == "cuda":
+            hidden = torch.zeros(1, flow.config.input_dim, dtype=flow.dtype)
+            for _ in range(2):
+                self(hidden, np.zeros(flow.config.acoustic_dim, np.float32))
+
+    def __call__(
+        self, hidden: Tensor, noise: npt.NDArray[np.float32], *, allow_end: bool = True
+    ) -> list[int]:
+        """Turn one hidden state [1, input_dim] and its noise float32 [acoustic_dim] into codes, offset included."""
+        given = torch.from_numpy(noise)[None]
+        if self._flow.device.type == "cuda":
+            codes = self._graphs[allow_end](self._flow.device, hidden, given)
+        else:
+            codes = self._run(hidden, given, allow_end=allow_end)
+        row: list[int] = codes[0].tolist()
+        return row
+
+    def _run(self, hidden: Tensor, noise: Tensor, *, allow_end: bool) -> Tensor:
+        return self._flow.step(hidden, noise, self._steps, self._guidance, allow_end=allow_end)

@@ -95,12 +95,18 @@ class Stack:
             dtype=self.dtype,
         )
 
-    def advance(self, state: StackState, steps: int, *inputs: Tensor) -> Tensor:
-        """Run the next `steps` positions and return what `state.run` makes of the inputs; on CUDA by a graph."""
+    def advance(self, state: StackState, steps: int, *inputs: Tensor, record: bool = True) -> Tensor:
+        """Run the next `steps` positions and return what `state.run` makes of the inputs.
+
+        On CUDA by a graph, unless `record` is False: a length that hardly comes again is not worth one.
+        """
         turn = self.rotary.at(state.position, steps)
         span = state.kv.span(state.position, steps)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and record:
             result = state.graphs(self.device, *inputs, turn, *span.tensors())
+        elif self.device.type == "cuda":
+            placed = Span.of(*(tensor.to(self.device) for tensor in span.tensors()))
+            result = state.run(*(tensor.to(self.device) for tensor in inputs), turn, placed)
         else:
             result = state.run(*inputs, turn, span)
         state.position += steps

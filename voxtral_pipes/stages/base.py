@@ -28,6 +28,8 @@ class Hello:
     model: Mapping[str, str] | None = None
     """{family, fp}; absent where the stage has no model."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    feedback: Mapping[str, Any] | None = None
+    """Where the next command can answer (formats.md section 8.3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class Outgoing:
                 "chain": [*chain, self._name],
                 "out": {name: dict(form) for name, form in hello.out.items()},
                 "tb": rate_hz,
+                **({"fb": dict(hello.feedback)} if hello.feedback else {}),
             },
         )
 

@@ -1,0 +1,196 @@
+"""vx-backbone: text ids on stdin, hidden states on stdout, codes back by a socket.  Latency: one frame."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from voxtral_pipes.cli import edge
+from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+from voxtral_pipes.errors import NoModelError, VoxError
+
+if TYPE_CHECKING:
+    from voxtral_pipes.cli.feedback import Listener
+    from voxtral_pipes.formats.locate import ModelFiles
+    from voxtral_pipes.formats.tekken import Tekken
+    from voxtral_pipes.models.backbone import Speaker
+    from voxtral_pipes.models.voices import Voice
+    from voxtral_pipes.stages.backbone import BackboneStage, Codes
+
+NAME = "vx-backbone"
+RATE_HZ = 24000
+VARIABLE = "VX_TTS_MODEL"
+
+DESCRIPTION = """\
+Speak text: turn the token ids of vx-tokenize into hidden states, one for every 80 ms of speech.
+
+input   frames with token ids 'i', a stream for each utterance: the ids of the text alone
+output  tensor hidden [1,3072], f32 or bf16 as computed
+
+Each state depends on the codes that vx-flow makes of the one before.  They come back by a socket
+that hello announces, so vx-flow must be the next command, on this machine; tee may stand between."""
+
+
+def parser() -> Parser:
+    """Describe the command line."""
+    result = Parser(
+        NAME, DESCRIPTION, "echo hi | vx-tokenize | vx-backbone --voice casual_female | vx-flow | vx-codec | aplay"
+    )  # fmt: skip
+    group = result.add_argument_group("voice options")
+    group.add_argument("--voice", metavar="NAME", help="who speaks: a name of --list-voices (casual_female)")
+    group.add_argument(
+        "--list-voices", action="store_true",
+        help="print the voices of the model, one a line: name, language, rows; then exit",
+    )  # fmt: skip
+    group.add_argument(
+        "--voices", metavar="DIR", type=Path,
+        help="where the embeddings of the voices are, NAME.pt or NAME.safetensors (voice_embedding beside the weights)",
+    )  # fmt: skip
+    group = result.add_argument_group("speech options")
+    group.add_argument(
+        "--max-frames", type=positive, metavar="N", default=2048,
+        help="end a stream after N frames of 80 ms although the model has not ended it (2048, 164 s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--codes", metavar="FILE", type=Path,
+        help="take the codes of each frame from a saved stream of codes (vx-flow | tee FILE) instead of from vx-flow",
+    )  # fmt: skip
+    add_model(result, what="where the weights are", variable=VARIABLE, tokenizer=True)
+    add_device(result)
+    add_general(result)
+    return result
+
+
+def main() -> int:
+    """Run the command; return its exit status."""
+    return edge.run(parser(), _work)
+
+
+def _work(args: argparse.Namespace, log: edge.Log) -> int:
+    if args.list_voices:
+        return _list(args, log)
+    source, output = edge.open_stdin(), edge.Output(binary=True, force=args.force)
+    edge.survive_interrupt()
+    from voxtral_pipes.config import BackboneConfig
+    from voxtral_pipes.stages.base import Hello
+
+    hello = Hello({"hidden": {"d": "f32", "h": [-1, BackboneConfig().dim]}})
+    loop = _Loop(args, log)
+    try:
+        return edge.filter_frames(
+            NAME, hello, lambda: _make(args, loop, log), source, output, log, rate_hz=RATE_HZ
+        )
+    finally:
+        loop.close()
+
+
+class _Loop:
+    """What closes the circle, made when the model is known to be there."""
+
+    def __init__(self, args: argparse.Namespace, log: edge.Log) -> None:
+        self._path: Path | None = args.codes
+        self._log = log
+        self._listener: Listener | None = None
+
+    def codes(self) -> Codes:
+        """Read the saved codes, or listen for vx-flow."""
+        if self._path is not None:
+            return _saved(self._path)
+        from voxtral_pipes.cli.feedback import Listener
+
+        self._listener = listener = Listener(self._log)
+        edge.before_death(listener.close)
+        return listener
+
+    def close(self) -> None:
+        """Leave no socket behind."""
+        if self._listener is not None:
+            self._listener.close()
+
+
+def _saved(path: Path) -> Codes:
+    from voxtral_pipes.formats.frame import FrameReader
+    from voxtral_pipes.stages.backbone import SavedCodes
+
+    try:
+        with path.open("rb") as file:
+            return SavedCodes(iter(FrameReader(file)))
+    except VoxError as error:
+        raise type(error)(f"--codes {path}: {error}") from error
+
+
+def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage:
+    """Find out everything that hello says; torch is imported afterwards, when vx-flow knows where to answer."""
+    from voxtral_pipes.formats.family import TTS
+    from voxtral_pipes.formats.locate import locate_model
+    from voxtral_pipes.kernels.precision import pick_precision
+    from voxtral_pipes.models.checkpoint import TtsCheckpoint
+    from voxtral_pipes.models.prompt import PromptIds
+    from voxtral_pipes.models.tts_shapes import backbone_shapes
+    from voxtral_pipes.models.voices import DEFAULT, pick
+    from voxtral_pipes.stages.backbone import BackboneOptions, BackboneStage
+
+    files = locate_model(args.model, variable=VARIABLE, family=TTS)
+    checkpoint = TtsCheckpoint(files)
+    config = checkpoint.config.backbone
+    tekken = _tekken(args, files, log)
+    voice = pick(args.voice or DEFAULT, _voices(args, files, tekken))
+    ids = PromptIds() if tekken is None else PromptIds.of(tekken)
+    names = list(backbone_shapes(config))
+    precision = pick_precision(args.dtype, checkpoint.stored_bytes(names))
+
+    def load() -> Speaker:
+        from voxtral_pipes.cli.model import load_stage
+        from voxtral_pipes.models.backbone import Backbone, Speaker
+        from voxtral_pipes.models.voices import read_rows
+
+        rows = read_rows(voice, config.dim)
+        tensors = load_stage(checkpoint, names, args, log, precision)
+        return Speaker(Backbone.of(tensors, config), rows, ids.audio, args.max_frames)
+
+    options = BackboneOptions(args.max_frames, edge.interrupted, log.warn)
+    return BackboneStage(config, precision, load, loop.codes(), voice, ids, options, checkpoint.identity)
+
+
+def _tekken(args: argparse.Namespace, files: ModelFiles, log: edge.Log) -> Tekken | None:
+    from voxtral_pipes.formats.locate import locate_tekken
+    from voxtral_pipes.formats.tekken import Tekken
+
+    if args.tokenizer is None and files.tekken is None:
+        log.note(
+            f"no tekken.json beside {files.path}: the published special ids are used, and the rows of voices are not "
+            "checked"
+        )
+        return None
+    return Tekken.read(locate_tekken(args.model, args.tokenizer, variable=VARIABLE), log.note)
+
+
+def _voices(args: argparse.Namespace, files: ModelFiles, tekken: Tekken | None) -> Mapping[str, Voice]:
+    from voxtral_pipes.models.voices import FOLDER, row_table, voices_in
+
+    folder = args.voices or files.weights[0].parent / FOLDER
+    table = None if tekken is None else row_table(tekken.audio, tekken.name)
+    return voices_in(folder if args.voices or folder.is_dir() else None, table)
+
+
+def _list(args: argparse.Namespace, log: edge.Log) -> int:
+    """Print the voices; those of the published model where there is none to ask."""
+    from voxtral_pipes.formats.family import TTS
+    from voxtral_pipes.formats.locate import locate_model
+    from voxtral_pipes.models.voices import PUBLISHED, voices_in
+
+    output = edge.Output(binary=False)
+    try:
+        files = locate_model(args.model, variable=VARIABLE, family=TTS)
+    except NoModelError:
+        if args.model is not None:
+            raise
+        log.warn("no model was found: these are the voices of the published one")
+        voices: Mapping[str, Voice] = voices_in(args.voices, PUBLISHED)
+    else:
+        voices = _voices(args, files, _tekken(args, files, log))
+    lines = [f"{voice.name:<16} {voice.language:<3} {voice.rows or '-'}" for voice in voices.values()]
+    output.write("".join(f"{line}\n" for line in lines).encode())
+    return 0

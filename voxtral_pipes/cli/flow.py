@@ -1,0 +1,153 @@
+"""vx-flow: hidden states on stdin, codes on stdout and back to vx-backbone.  Latency: none."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from voxtral_pipes.cli import edge
+from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+
+if TYPE_CHECKING:
+    from voxtral_pipes.formats.frame import Frame
+    from voxtral_pipes.models.flow import Sampler
+    from voxtral_pipes.stages.flow import Back, FlowOptions, FlowStage
+
+NAME = "vx-flow"
+RATE_HZ = 24000
+VARIABLE = "VX_TTS_MODEL"
+MAX_STEPS = 1000
+
+DESCRIPTION = """\
+Turn the hidden states of vx-backbone into codes: one of meaning, 36 of sound, for every 80 ms.
+
+input   tensor hidden [n,3072], f32 or bf16
+output  tensor codes u16 [1,37]; the last row of a stream is END_AUDIO, 1 and then 2s
+
+Behind vx-backbone it answers each state by the socket that hello announces; a saved stream of
+hidden states gives codes as well."""
+
+
+def parser() -> Parser:
+    """Describe the command line."""
+    result = Parser(NAME, DESCRIPTION, "vx-flow -m DIR --seed 7 < hidden.vx | vx-codec -m DIR > out.wav")
+    group = result.add_argument_group("sampling options")
+    group.add_argument(
+        "-n", "--steps", type=_steps, metavar="N",
+        help="Euler steps a frame: fewer are faster, more are better (7, or what the model says)",
+    )  # fmt: skip
+    group.add_argument(
+        "--cfg", type=_finite, metavar="A", default=1.2,
+        help="weight of the text against no text: v = A v(text) + (1 - A) v(none) (1.2)",
+    )  # fmt: skip
+    group.add_argument(
+        "--seed", type=_seed, metavar="S",
+        help="same seed, same codes, bit for bit on one device (else drawn; -v shows it, and the open frame holds it)",
+    )  # fmt: skip
+    group.add_argument(
+        "--noise", type=Path, metavar="FILE",
+        help="take the noise from FILE, npy [frames,36]: row f is for frame f, the end too; one stream only",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-empty",
+        action="store_true",
+        help="do not let a stream end at its first frame, with nothing said",
+    )
+    add_model(result, what="where the weights are", variable=VARIABLE)
+    add_device(result)
+    add_general(result)
+    return result
+
+
+def main() -> int:
+    """Run the command; return its exit status."""
+    return edge.run(parser(), _work)
+
+
+def _steps(text: str) -> int:
+    steps = positive(text)
+    if steps > MAX_STEPS:
+        raise argparse.ArgumentTypeError(f"{steps} are too many; {MAX_STEPS} is the most")
+    return steps
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text[:21]) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a whole number of 0 to 2^64 - 1")
+    return int(text)
+
+
+def _work(args: argparse.Namespace, log: edge.Log) -> int:
+    source, output = edge.open_stdin(), edge.Output(binary=True, force=args.force)
+    from voxtral_pipes.cli.feedback import Answers, connect
+    from voxtral_pipes.config import FlowConfig
+    from voxtral_pipes.stages.base import Hello
+
+    back = Answers(None)
+
+    def answering(frames: Iterable[Frame]) -> Iterable[Frame]:
+        """Connect before anything is looked for or loaded: vx-backbone waits for it, and learns of what fails."""
+        nonlocal back
+        first = next(iter(frames := iter(frames)), None)
+        if first is None:
+            return frames
+        if first.kind == "hello":
+            back = connect(first, log)
+        return chain([first], frames)
+
+    hello = Hello({"codes": {"d": "u16", "h": [-1, 1 + FlowConfig().acoustic_dim]}})
+    return edge.filter_frames(
+        NAME, hello, lambda: _make(args, back, log), source, output, log, rate_hz=RATE_HZ, through=answering
+    )  # fmt: skip
+
+
+def _make(args: argparse.Namespace, back: Back, log: edge.Log) -> FlowStage:
+    from voxtral_pipes.formats.family import TTS
+    from voxtral_pipes.formats.locate import locate_model
+
+    files = locate_model(args.model, variable=VARIABLE, family=TTS)
+    from voxtral_pipes.models.checkpoint import TtsCheckpoint
+    from voxtral_pipes.models.tts_shapes import flow_shapes
+    from voxtral_pipes.stages.flow import FlowStage
+
+    checkpoint = TtsCheckpoint(files)
+    config = checkpoint.config.flow
+    options = _options(args, config.acoustic_dim, config.steps, log)
+
+    def load() -> Sampler:
+        from voxtral_pipes.cli.model import load_stage
+        from voxtral_pipes.models.flow import Flow, Sampler
+
+        tensors = load_stage(checkpoint, flow_shapes(config), args, log)
+        return Sampler(Flow.of(tensors, config), options.steps, options.guidance)
+
+    return FlowStage(config, options, load, back, checkpoint.identity)
+
+
+def _options(args: argparse.Namespace, width: int, default_steps: int, log: edge.Log) -> FlowOptions:
+    import secrets
+
+    from voxtral_pipes.models.noise import read_noise
+    from voxtral_pipes.stages.flow import FlowOptions
+
+    noise = None if args.noise is None else read_noise(args.noise, width)
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    steps = default_steps if args.steps is None else args.steps
+    log.note(
+        f"{steps} steps, cfg {args.cfg:g}, " + (f"noise of {args.noise}" if args.noise else f"--seed {seed}")
+    )
+    return FlowOptions(steps, args.cfg, seed, noise, args.no_empty)

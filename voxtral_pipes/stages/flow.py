@@ -1,0 +1,155 @@
+"""hidden states -> codes: a row of 37 for every 80 ms, to the codec on the pipe and back to the backbone.
+
+Frames do not depend on each other, so a frame's codes are the same however the input was cut and whatever else
+shares the pipe: the noise is drawn from seed, stream and frame alone.  Latency: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from voxtral_pipes.config import FlowConfig
+from voxtral_pipes.errors import BadInputError, VoxError
+from voxtral_pipes.formats.frame import Frame, Tensor
+from voxtral_pipes.models.codes import END_AUDIO
+from voxtral_pipes.models.noise import frame_noise
+from voxtral_pipes.stages.backbone import FRAME_TICKS
+from voxtral_pipes.stages.base import Hello, Output
+
+
+class Back(Protocol):
+    """The way back to the backbone; what is sent where nobody listens is lost."""
+
+    def send(self, stream: int, frame: int, row: Sequence[int]) -> None:
+        """Answer one hidden state with its codes."""
+
+    def stop(self, stream: int) -> None:
+        """Ask for no more of a stream."""
+
+
+class Sampler(Protocol):
+    """The flow head; made when hello is out, because torch takes a second to import."""
+
+    def __call__(self, hidden: Any, noise: npt.NDArray[np.float32], *, allow_end: bool = True) -> list[int]:
+        """Turn one hidden state [1, dim] into a row of codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowOptions:
+    """What the user may choose."""
+
+    steps: int = 7
+    guidance: float = 1.2
+    seed: int = 0
+    noise: npt.NDArray[np.float32] | None = None
+    """[frames, acoustic_dim] instead of what the seed would give; for one stream."""
+    no_empty: bool = False
+    """The model must not end at frame 0."""
+
+
+class FlowStage:
+    """The flow head as a stage; weights shared by all its streams."""
+
+    name, needs = "vx-flow", "hidden"
+
+    def __init__(
+        self,
+        config: FlowConfig,
+        options: FlowOptions,
+        load: Callable[[], Sampler],
+        back: Back,
+        model: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config = config
+        self.options = options
+        self.back = back
+        self._load = load
+        self._model = model
+        self._sampler: Sampler | None = None
+        self._streams = 0
+
+    def hello(self) -> Hello:
+        """Describe the output: rows of codes."""
+        codes = {"d": "u16", "h": [-1, 1 + self.config.acoustic_dim]}
+        return Hello({"codes": codes}, self._model)
+
+    def prepare(self) -> None:
+        """Load the model."""
+        self._sampler = self._load()
+
+    @property
+    def sampler(self) -> Sampler:
+        """The model; there once `prepare` is done."""
+        assert self._sampler is not None
+        return self._sampler
+
+    def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[FlowStream, Mapping[str, Any]]:
+        """Begin a stream."""
+        self._streams += 1
+        options = self.options
+        if options.noise is not None and self._streams > 1:
+            self.back.stop(stream)
+            raise BadInputError(
+                "--noise is for one stream, and this is another; give one utterance, or use --seed"
+            )
+        made = {"steps": options.steps, "cfg": options.guidance}
+        if options.noise is None:
+            made["seed"] = options.seed
+        return FlowStream(self, stream), {**meta, **made}
+
+
+class FlowStream:
+    """One stream: the number of its next frame."""
+
+    def __init__(self, stage: FlowStage, stream: int) -> None:
+        self._stage = stage
+        self._stream = stream
+        self._frame = 0
+        self.done = False
+
+    def push(self, frame: Frame) -> Iterator[Output]:
+        """Take hidden states [n, dim]; give a row of codes for each, until END_AUDIO, which goes out too."""
+        try:
+            yield from self._push(frame)
+        except VoxError:
+            self._stage.back.stop(self._stream)
+            raise
+
+    def mark(self, meta: Mapping[str, Any]) -> None:
+        """Pass marks by."""
+
+    def flush(self) -> Iterator[Output]:
+        """Give nothing: every state has been answered at once."""
+        return iter(())
+
+    def _push(self, frame: Frame) -> Iterator[Output]:
+        from voxtral_pipes.stages.tensors import take_rows
+
+        rows = take_rows(frame, "hidden", self._stage.config.input_dim)
+        for at in range(len(rows)):
+            if self.done:
+                return
+            allow_end = self._frame > 0 or not self._stage.options.no_empty
+            # One row a time: a product of other shape would round otherwise.
+            row = self._stage.sampler(rows[at : at + 1], self._noise(), allow_end=allow_end)
+            self._stage.back.send(self._stream, self._frame, row)
+            self.done = row[0] == END_AUDIO
+            tick = FRAME_TICKS * self._frame
+            self._frame += 1
+            yield Output(tick, FRAME_TICKS, {"codes": Tensor.of(np.array([row], dtype=np.uint16))})
+
+    def _noise(self) -> npt.NDArray[np.float32]:
+        options = self._stage.options
+        if options.noise is None:
+            return frame_noise(options.seed, self._stream, self._frame, self._stage.config.acoustic_dim)
+        if self._frame >= len(options.noise):
+            raise BadInputError(
+                f"--noise has {len(options.noise)} rows, and frame {self._frame} needs one more"
+            )
+        row: npt.NDArray[np.float32] = options.noise[self._frame]
+        return row
