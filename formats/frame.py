@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MAGIC = b"\xc1VX1"
+WAV_MAGIC = (b"RIFF", b"RF64")
+"""What a WAV begins with: frames and audio come on the same kind of pipe and are told apart here."""
 PROTOCOL = (1, 0)
 HEADER = struct.Struct("<4sI")
 MAX_FRAME_BYTES = 64 << 20
@@ -321,7 +323,7 @@ def identify(head: bytes) -> str:
     """Say what a stream that begins with `head` (one byte or more) seems to be, and what to do about it."""
     if head[:3] == MAGIC[:3] and len(head) > 3:
         return f"it is frames of protocol version {chr(head[3])!r}, this is version {chr(MAGIC[3])!r}"
-    if head[:4] in (b"RIFF", b"RF64"):
+    if head[:4] in WAV_MAGIC:
         return "it is a WAV file; put vx-mel before this command"
     if head[:4] == b"GGUF":
         return "it is a GGUF model file; name it with -m instead"

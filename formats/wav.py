@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxtral_pipes.errors import BadInputError, UsageError
-from voxtral_pipes.formats.frame import MAGIC, identify
+from voxtral_pipes.formats.frame import MAGIC, WAV_MAGIC, identify
 
 Samples = npt.NDArray[np.float32]
 
@@ -53,7 +53,28 @@ _FOREIGN = {
     b".SoX": "sox's native format", b"XoS.": "sox's native format", b"fLaC": "a FLAC file",
     b"OggS": "an Ogg file", b"caff": "a CAF file", b"\x1aE\xdf\xa3": "a Matroska or WebM file",
 }  # fmt: skip
-_CONVERT = "convert it: ffmpeg -i INPUT -f wav - | vx-mel"
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """How messages go on for the user of one command: what to do about it, or nothing."""
+
+    convert: str
+    """With what cannot be read."""
+    several: str = ""
+    """With a second WAV behind the first."""
+    longer: str = ""
+    """With a recording that arecord has ended by itself."""
+    telephone: str | None = None
+    """With samples of arecord's default format; None where they are as good as any."""
+
+
+RECOGNITION = Advice(
+    convert="; convert it: ffmpeg -i INPUT -f wav - | vx-mel",
+    several="; name several files as arguments instead",
+    longer="; to record longer use arecord -t raw and vx-mel --raw",
+    telephone="; arecord -f S16_LE -r 16000 is recognised better",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +161,25 @@ def _alaw_table() -> Samples:
 _G711 = {"alaw": _alaw_table(), "mulaw": _mulaw_table()}
 
 
-def parse_fmt(body: bytes) -> PcmFormat:
-    """Parse the first 40 bytes, or all if there are fewer, of a `fmt ` chunk.
+def parse_fmt(body: bytes, convert: str = RECOGNITION.convert) -> PcmFormat:
+    """Parse the first 40 bytes, or all if there are fewer, of a `fmt ` chunk; `convert` ends every message.
 
     Raises:
         BadInputError: too short, contradictory, out of bounds, or a coding that is not supported.
     """
     if len(body) < 16:
-        raise BadInputError(f"the WAV 'fmt ' chunk has {len(body)} bytes, 16 are needed; {_CONVERT}")
+        raise BadInputError(f"the WAV 'fmt ' chunk has {len(body)} bytes, 16 are needed{convert}")
     tag, channels, rate_hz, _, align, bits = struct.unpack_from("<HHIIHH", body)
     if problem := _out_of_bounds(rate_hz, channels):
-        raise BadInputError(f"the WAV header is not usable: {problem}; {_CONVERT}")
+        raise BadInputError(f"the WAV header is not usable: {problem}{convert}")
     container, rest = divmod(align, channels)
     if rest or not container:
         raise BadInputError(
-            f"the WAV header contradicts itself: {channels} channels in {align} bytes; {_CONVERT}"
+            f"the WAV header contradicts itself: {channels} channels in {align} bytes{convert}"
         )
     if tag == EXTENSIBLE:
         if len(body) < 40:
-            raise BadInputError(f"the extensible WAV 'fmt ' chunk has {len(body)} of 40 bytes; {_CONVERT}")
+            raise BadInputError(f"the extensible WAV 'fmt ' chunk has {len(body)} of 40 bytes{convert}")
         valid, tag = struct.unpack_from("<H4xH", body, 18)
         fits = max(bits, valid) <= 8 * container
         encoding = _BY_CONTAINER.get((tag, container)) if fits else None
@@ -166,7 +187,7 @@ def parse_fmt(body: bytes) -> PcmFormat:
         encoding = _PLAIN.get((tag, bits, container))
     if encoding is None:
         raise BadInputError(
-            f"WAV format tag 0x{tag:04X}, {bits} bits in {container} bytes, is not supported; {_CONVERT}"
+            f"WAV format tag 0x{tag:04X}, {bits} bits in {container} bytes, is not supported{convert}"
         )
     return PcmFormat(encoding, rate_hz, channels)
 
@@ -177,9 +198,12 @@ class WavReader:
     `warn` gets one line for what the user should know although work goes on.
     """
 
-    def __init__(self, raw: PcmFormat | None, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, raw: PcmFormat | None, warn: Callable[[str], None], advice: Advice = RECOGNITION
+    ) -> None:
         self._format = raw
         self._warn = warn
+        self._advice = advice
         self._pending = bytearray()
         self._skip = 0
         self._step = self._magic if raw is None else self._data
@@ -211,6 +235,13 @@ class WavReader:
     def channels(self) -> int:
         """Number of channels; 0 until the header has come."""
         return self._format.channels if self._format else 0
+
+    @property
+    def declared_frames(self) -> int | None:
+        """Sample frames that the header declares; None where its writer did not know, or it has not come."""
+        if self._format is None or not self.ready or self._declared is None:
+            return None
+        return self._declared // self._format.frame_bytes
 
     @property
     def ended(self) -> bool:
@@ -247,8 +278,8 @@ class WavReader:
             raise BadInputError("no audio: the input is empty; pipe a WAV in or say what it is with --raw")
         if self._format is None or not self.ready:
             head = bytes(self._pending[:4])
-            if self._step == self._magic and not (b"RIFF".startswith(head) or b"RF64".startswith(head)):
-                raise BadInputError(_not_wav(head))
+            if self._step == self._magic and not any(magic.startswith(head) for magic in WAV_MAGIC):
+                raise BadInputError(_not_wav(head, self._advice.convert))
             raise BadInputError(
                 f"the input ends inside the WAV header, after {self._received} bytes and before any samples"
             )
@@ -262,8 +293,8 @@ class WavReader:
             self._warn(f"the input ends early: {got:.2f} s of {declared:.2f} s declared")
         elif self._unknown_as == ARECORD_SIZE and self._data_bytes == ARECORD_LIMIT_BYTES:
             self._warn(
-                "the input ends after exactly 2 GiB of samples, where arecord stops writing WAV; to record "
-                "longer use arecord -t raw and vx-mel --raw"
+                "the input ends after exactly 2 GiB of samples, where arecord stops writing WAV"
+                + self._advice.longer
             )
 
     def _skip_ahead(self) -> bool:
@@ -277,12 +308,12 @@ class WavReader:
 
     def _magic(self) -> bool:
         head = bytes(self._pending[:12])
-        if len(head) >= 4 and head[:4] not in (b"RIFF", b"RF64"):
-            raise BadInputError(_not_wav(head[:4]))
+        if len(head) >= 4 and head[:4] not in WAV_MAGIC:
+            raise BadInputError(_not_wav(head[:4], self._advice.convert))
         if len(head) < 12:
             return False
         if head[8:] != b"WAVE":
-            raise BadInputError(f"the input is RIFF of the form {head[8:]!r}, not WAVE; {_CONVERT}")
+            raise BadInputError(f"the input is RIFF of the form {head[8:]!r}, not WAVE{self._advice.convert}")
         del self._pending[:12]
         self._step = self._chunk
         return True
@@ -307,27 +338,32 @@ class WavReader:
             return False
         body = bytes(self._pending[8 : 8 + wanted])
         if name == b"fmt ":
-            self._format = parse_fmt(body)
+            self._format = parse_fmt(body, self._advice.convert)
         elif name == b"ds64":
             if len(body) < 16:
-                raise BadInputError(f"the WAV 'ds64' chunk has {len(body)} bytes, 28 are needed; {_CONVERT}")
+                raise BadInputError(
+                    f"the WAV 'ds64' chunk has {len(body)} bytes, 28 are needed{self._advice.convert}"
+                )
             self._ds64 = struct.unpack_from("<Q", body, 8)[0]
         self._skip = 8 + size + (size & 1)
         return True
 
     def _begin_data(self, size: int) -> None:
         if self._format is None:
-            raise BadInputError(f"the WAV has its samples before their format ('fmt ' chunk); {_CONVERT}")
+            raise BadInputError(
+                f"the WAV has its samples before their format ('fmt ' chunk){self._advice.convert}"
+            )
         del self._pending[:8]
         self._unknown_as = size
         if size == 0xFFFFFFFF and self._ds64:
             self._declared = self._ds64
         else:
             self._declared = None if size == 0 or size >= UNKNOWN_SIZE else size
-        if self._format.encoding == "u8" and self._format.rate_hz == 8000:
+        telephone = self._format.encoding == "u8" and self._format.rate_hz == 8000
+        if telephone and self._advice.telephone is not None:
             self._warn(
-                "8-bit samples at 8000 Hz are of telephone quality, and arecord's default; "
-                "arecord -f S16_LE -r 16000 is recognised better"
+                "8-bit samples at 8000 Hz are of telephone quality, and arecord's default"
+                + self._advice.telephone
             )
         self._step = self._data
 
@@ -363,10 +399,8 @@ class WavReader:
         return np.where(finite, samples, np.float32(0))
 
     def _trailer(self) -> bool:
-        if bytes(self._pending[:4]) in (b"RIFF", b"RF64"):
-            self._warn(
-                "another WAV follows the first and is not read; name several files as arguments instead"
-            )
+        if bytes(self._pending[:4]) in WAV_MAGIC:
+            self._warn("another WAV follows the first and is not read" + self._advice.several)
             self._step = self._ignore
             return True
         if len(self._pending) < 8:
@@ -392,7 +426,7 @@ def _printable(name: bytes) -> bool:
     return all(32 <= byte < 127 for byte in name)
 
 
-def _not_wav(head: bytes) -> str:
+def _not_wav(head: bytes, convert: str) -> str:
     if head[:3] == MAGIC[:3]:
         return "the input is already a frame stream, and this command reads audio: it comes first in the pipe"
     foreign = _FOREIGN.get(head[:4])
@@ -400,5 +434,5 @@ def _not_wav(head: bytes) -> str:
     if head[:3] == b"ID3" or (head[:1] == b"\xff" and b"\xe0" <= head[1:2] < b"\xff"):
         foreign = "MP3 or AAC"
     if foreign:
-        return f"the input is {foreign}, not a WAV; {_CONVERT}"
+        return f"the input is {foreign}, not a WAV{convert}"
     return f"the input is not a WAV: {identify(head)}; if it is bare samples say so: --raw s16le:16000:1"
