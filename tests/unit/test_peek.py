@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from id_streams import POSITION, cut, hello, pipe, spoken
 from voxtral_pipes.errors import BadInputError, UnsupportedError, VoxError
 from voxtral_pipes.formats.frame import Frame, FrameReader, Tensor, encode
 from voxtral_pipes.models import picture
+from voxtral_pipes.models.codes import EMPTY_AUDIO, END_AUDIO
 from voxtral_pipes.models.collect import NpzCollector
-from voxtral_pipes.models.picture import MelPanel, Picture
+from voxtral_pipes.models.columns import COLUMNS
+from voxtral_pipes.models.panels import CodesPanel, HiddenPanel, bin_of
+from voxtral_pipes.models.picture import Picture
 from voxtral_pipes.stages.base import Hello, Outgoing, Output
 from voxtral_pipes.stages.peek import Collector, Peek, as_json, as_line, describe
 
@@ -148,6 +152,40 @@ def test_long_values_are_cut() -> None:
     assert len(as_line(describe(Frame("open", 0, meta={"x": "y" * 100000}), None))) < 1200
 
 
+def codes(*semantic: int, acoustic: int = 5, dtype: Any = np.uint16) -> Tensor:
+    rows = np.full((len(semantic), 37), acoustic, dtype)
+    rows[:, 0] = semantic
+    return Tensor.of(rows)
+
+
+def test_codes_show_the_semantic_ones_the_range_of_the_others_and_the_end() -> None:
+    value = np.full((3, 37), 2, np.uint16)
+    value[:, 0], value[0, 1:] = [8193, EMPTY_AUDIO, END_AUDIO], np.arange(36) % 21 + 2
+    shown = describe(Frame("data", 0, 7, 13440, 5760, tensors={"codes": Tensor.of(value)}), 24000)
+    assert as_line(shown) == (
+        "data   s=0  n=7  t=13440 (0.560 s)  u=5760  codes u16[3,37] semantic [8193 EMPTY END] acoustic 2..22"
+    )
+    numbers = json.loads(as_json(shown))["tensors"]["codes"]
+    assert numbers["semantic"] == [8193, 0, 1] and numbers["end_rows"] == [2]
+    assert numbers["acoustic"] == {"min": 2, "max": 22}
+    assert (numbers["min"], numbers["mean"], numbers["max"]) == (0, value.mean(), 8193)
+
+
+def test_an_end_beyond_the_codes_shown_is_told() -> None:
+    line = as_line(describe(Frame("data", 0, tensors={"codes": codes(*[9] * 40, END_AUDIO)}), None))
+    assert line.endswith("9 and 9 more] acoustic 5..5 END in row 40")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [tensor([[1, 2]]), tensor([1, 2], np.uint16), tensor([[1]], np.uint16), Tensor("u16", (0, 37), b"")],
+)
+def test_what_is_called_codes_and_is_none_is_shown_as_any_tensor(value: Tensor) -> None:
+    shown = describe(Frame("data", 0, tensors={"codes": value}), None)
+    assert set(shown["tensors"]["codes"]) - {"nan", "inf"} == {"dtype", "shape", "min", "mean", "max"}
+    assert "semantic" not in as_line(shown)
+
+
 # --- what is wrong
 
 
@@ -230,6 +268,29 @@ def test_npz_joins_tensors_ids_and_ticks() -> None:
     assert arrays["s3.x"].dtype == np.float32
 
 
+def speech(values: Iterable[Mapping[str, Tensor]]) -> list[Frame]:
+    """Make the frames of one stream of speech synthesis, 80 ms each."""
+    outgoing = Outgoing("vx-test")
+    frames = [hello(("x",), 24000), outgoing.open(0, {})]
+    frames += [outgoing.data(0, Output(1920 * at, 1920, each)) for at, each in enumerate(values)]
+    return [*frames, outgoing.end(0), Frame("end")]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_npz_joins_hidden_states_and_codes(wide: bool) -> None:
+    states = np.random.default_rng(1).normal(size=(5, 3072)).astype(np.float32)
+    words = (states.view(np.uint32) >> 16).astype(np.uint16)
+    hidden = [Tensor.of(row[None]) if wide else bf16(words[at][None]) for at, row in enumerate(states)]
+    collector = NpzCollector()
+    frames = speech({"hidden": each, "codes": codes(at + 2)} for at, each in enumerate(hidden))
+    assert Seen(frames, collector).problems == 0
+    arrays = load(collector)
+    expected = states if wide else (words.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(arrays["s0.hidden"], expected)
+    assert arrays["s0.codes"].dtype == np.uint16 and arrays["s0.codes"][:, 0].tolist() == [2, 3, 4, 5, 6]
+    assert arrays["s0.frames.t"].tolist() == [0, 1920, 3840, 5760, 7680] and arrays["tick_rate_hz"] == 24000
+
+
 def test_npz_of_frames_without_numbers() -> None:
     collector = NpzCollector()
     collector.add(Frame("data", 0, seq=2**64 - 1))
@@ -294,48 +355,100 @@ def test_a_picture_survives_values_that_are_no_numbers() -> None:
     assert png_size(file.getvalue())[0] > 1000
 
 
-def test_long_streams_are_averaged_into_bounded_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture, "COLUMNS", 8)
-    panel = MelPanel()
-    values = np.random.default_rng(3).normal(size=(211, 4)).astype(np.float32)
-    for part in np.split(values, [1, 2, 17, 18, 100, 150, 209]):
-        panel.add(Tensor.of(part))
-    assert panel._columns is not None and len(panel._columns) == 16
-    assert panel._pooled == 16 and panel._filled == 13 and len(panel._waiting) == 3
-    expected = values[: 13 * 16].reshape(13, 16, 4).mean(1)
-    np.testing.assert_allclose(panel._columns[:13], expected, atol=1e-5)
+def drawn(frames: Iterable[Frame]) -> tuple[int, int]:
+    image, file = Picture(), io.BytesIO()
+    assert Seen(frames, image).problems == 0
+    image.write(file)
+    return png_size(file.getvalue())
 
 
-def test_the_frequency_axis_is_that_of_the_filters() -> None:
-    assert picture._bin_of(0, 128) == -0.5
-    assert picture._bin_of(8000, 128) == pytest.approx(128.5)
-    # 1000 Hz is 15 mel of 15 + 27 ln 8 / ln 6.4
-    assert picture._bin_of(1000, 128) == pytest.approx(129 * 15 / (15 + 27 * np.log(8) / np.log(6.4)) - 0.5)
+def test_a_picture_of_speech_synthesis() -> None:
+    states = np.random.default_rng(1).normal(size=(9, 1, 3072)).astype(np.float32)
+    rows = [{"hidden": Tensor.of(state), "codes": codes(at % 8)} for at, state in enumerate(states)]
+    one = drawn(speech({"codes": row["codes"]} for row in rows))
+    assert drawn(speech({"hidden": row["hidden"]} for row in rows)) == one
+    assert drawn(speech(rows)) == (one[0], 2 * one[1])
+
+
+@pytest.mark.parametrize("values", [[0.0], [np.nan] * 3, [np.inf, -np.inf], [3e38, -3e38], [1.0] * 100])
+def test_hidden_states_of_any_values_and_width_are_drawn(values: list[float]) -> None:
+    drawn(speech([{"hidden": tensor([values])}, {"hidden": bf16([[0x3F80] * len(values)])}]))
 
 
 @pytest.mark.parametrize(
     "value",
-    [tensor([1]), tensor([[1]], np.int32), Tensor.of(np.zeros((1, 5000), np.float32)), tensor([[1, 2]])],
+    [codes(), codes(1), codes(65535, acoustic=65535), codes(3, -4, acoustic=-1, dtype=np.int64),
+     codes(3, acoustic=0, dtype=np.uint8), Tensor.of(np.full((1, 2), 9, np.int8))],
+)  # fmt: skip
+def test_codes_of_any_values_and_type_are_drawn(value: Tensor) -> None:
+    drawn(speech([{"codes": value}]))
+
+
+def test_hidden_states_are_pooled_as_power() -> None:
+    panel = HiddenPanel()
+    values = np.random.default_rng(1).normal(size=(10, 100)).astype(np.float32)
+    panel.add(Tensor.of(values[:3]))
+    panel.add(Tensor.of(values[3:]))
+    assert panel._columns is not None
+    edges = [band * 100 // 64 for band in range(65)]
+    bands = [np.square(values[:, a:b]).mean(axis=1) for a, b in pairwise(edges)]
+    expected = np.column_stack([*bands, np.square(values).mean(axis=1)])
+    np.testing.assert_allclose(panel._columns.image(), expected, rtol=1e-5)
+
+
+def test_long_codes_are_thinned_and_the_end_is_remembered() -> None:
+    panel = CodesPanel()
+    n_frames = 2 * COLUMNS * 3
+    rows = np.random.default_rng(1).integers(2, 23, (n_frames, 37)).astype(np.uint16)
+    rows[-1, 0] = END_AUDIO
+    for part in np.split(rows, [1, 5000, 5001]):
+        panel.add(Tensor.of(part))
+    assert panel._columns is not None and panel._columns.group == 4 and panel._end_row == n_frames - 1
+    np.testing.assert_array_equal(panel._columns.image(), rows[::4])
+
+
+def test_the_frequency_axis_is_that_of_the_filters() -> None:
+    assert bin_of(0, 128) == -0.5
+    assert bin_of(8000, 128) == pytest.approx(128.5)
+    # 1000 Hz is 15 mel of 15 + 27 ln 8 / ln 6.4
+    assert bin_of(1000, 128) == pytest.approx(129 * 15 / (15 + 27 * np.log(8) / np.log(6.4)) - 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("mel", tensor([[1.0]]), tensor([1])),
+        ("mel", tensor([[1.0]]), tensor([[1]], np.int32)),
+        ("mel", tensor([[1.0]]), Tensor.of(np.zeros((1, 5000), np.float32))),
+        ("mel", tensor([[1.0]]), tensor([[1, 2]])),
+        ("hidden", tensor([[1.0]]), tensor([[1, 2]])),
+        ("hidden", tensor([[1.0]]), tensor([[1]], np.int32)),
+        ("hidden", tensor([[1.0]]), Tensor.of(np.zeros((1, 70000), np.float32))),
+        ("codes", codes(3), tensor([[3, 4]], np.uint16)),
+        ("codes", codes(3), tensor([[3.0, 4.0]])),
+        ("codes", codes(3), Tensor.of(np.zeros((1, 5000), np.uint16))),
+    ],
 )
-def test_what_is_no_spectrogram_is_left_out_and_said_once(value: Tensor) -> None:
+def test_what_cannot_be_drawn_is_left_out_and_said_once(name: str, good: Tensor, bad: Tensor) -> None:
     image = Picture()
-    image.add(Frame("data", 0, tensors={"mel": tensor([[1.0]])}))
-    with pytest.raises(BadInputError, match=r"the \.png leaves it out"):
-        image.add(Frame("data", 0, tensors={"mel": value}))
-    image.add(Frame("data", 0, tensors={"mel": value}))
+    image.add(Frame("data", 0, tensors={name: good}))
+    with pytest.raises(BadInputError, match=rf"stream 0: '{name}' .* the \.png leaves it out"):
+        image.add(Frame("data", 0, tensors={name: bad}))
+    image.add(Frame("data", 0, tensors={name: bad}))
+    image.write(io.BytesIO())
 
 
 def test_more_streams_than_panels() -> None:
     image = Picture()
     for stream in range(picture.MAX_PANELS):
         image.add(Frame("data", stream, 0, 0, POSITION, tensors={"mel": tensor([[1.0]])}))
-    with pytest.raises(UnsupportedError, match="more than 8 streams"):
+    with pytest.raises(UnsupportedError, match="more than 8 streams and tensors"):
         image.add(Frame("data", 99, tensors={"mel": tensor([[1.0]])}))
     image.add(Frame("data", 100, tensors={"mel": tensor([[1.0]])}))
 
 
 def test_nothing_to_draw() -> None:
-    with pytest.raises(BadInputError, match="no tensor 'mel' came"):
+    with pytest.raises(BadInputError, match="no tensor 'mel' or 'embeds' or 'hidden' or 'codes' came"):
         Picture().write(io.BytesIO())
 
 

@@ -1,6 +1,6 @@
-"""Frames collected into a numpy .npz (vx-peek --npz).
+"""Frames, or the samples of a WAV, collected into a numpy .npz (vx-peek --npz).
 
-Keys, for each stream S (a tensor name is reduced to letters, digits and `_`):
+Keys of frames, for each stream S (a tensor name is reduced to letters, digits and `_`):
 
     sS.NAME           the tensor NAME of all frames, joined along the first axis; bf16 widened to float32
     sS.NAME.rows      int64 [frames]  rows that each data frame had of it (0 where it had none)
@@ -8,6 +8,11 @@ Keys, for each stream S (a tensor name is reduced to letters, digits and `_`):
     sS.frames.ids     int64           token ids, joined
     sS.frames.n_ids   int64 [frames]  token ids that each data frame had
     tick_rate_hz      int64 []        ticks a second, 0 where hello does not say
+
+and of a WAV:
+
+    samples           float32 [n, channels]  nominal range [-1, 1)
+    rate_hz           int64 []               sample frames a second
 
 What is kept is bounded: past `MAX_BYTES` nothing more is taken, and that is an error.
 """
@@ -24,6 +29,7 @@ import numpy.typing as npt
 
 from voxtral_pipes.errors import BadInputError, UnsupportedError
 from voxtral_pipes.formats.frame import Frame
+from voxtral_pipes.formats.wav import PcmFormat
 
 MAX_BYTES = 1 << 30
 _ABSENT = -(2**63)
@@ -76,9 +82,7 @@ class NpzCollector:
             + sum(_FRAME_BYTES + 2 * len(tensor.data) for tensor in frame.tensors.values())
         )
         if self._left < 0:
-            raise UnsupportedError(
-                f"more than {self._max >> 20} MiB for the .npz: it holds what came before that"
-            )
+            raise _too_much(self._max)
         kept = self._streams.setdefault(frame.stream, _Kept())
         for key, value in (("t", frame.tick), ("u", frame.ticks), ("n", frame.seq), ("n_ids", len(ids))):
             kept.columns[key].append(_ABSENT if value is None else min(value, 2**63 - 1))
@@ -113,6 +117,44 @@ class NpzCollector:
                 arrays[f"s{stream}.{name}"] = np.concatenate(joined.parts)
                 arrays[f"s{stream}.{name}.rows"] = np.array(joined.rows, np.int64)
         np.savez(file, **arrays)
+
+
+class SamplesCollector:
+    """Keeps the samples of one WAV."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._parts: list[npt.NDArray[np.float32]] = []
+        self._left = max_bytes
+        self._max = max_bytes
+        self._format: PcmFormat | None = None
+
+    def begin(self, form: PcmFormat) -> None:
+        """Take what the header says."""
+        self._format = form
+
+    def add(self, samples: npt.NDArray[np.float32]) -> None:
+        """Keep samples, float32 [n, channels].
+
+        Raises:
+            UnsupportedError: the bound is reached; said once.
+        """
+        if self._left < 0:
+            return
+        self._left -= _FRAME_BYTES + 2 * samples.nbytes
+        if self._left < 0:
+            raise _too_much(self._max)
+        self._parts.append(samples.copy())
+
+    def write(self, file: BinaryIO) -> None:
+        """Write the .npz; without samples where the header never came."""
+        form = self._format
+        nothing = np.empty((0, form.channels if form else 0), np.float32)
+        samples = np.concatenate([nothing, *self._parts])
+        np.savez(file, samples=samples, rate_hz=np.array(form.rate_hz if form else 0, np.int64))
+
+
+def _too_much(limit: int) -> UnsupportedError:
+    return UnsupportedError(f"more than {limit >> 20} MiB for the .npz: it holds what came before that")
 
 
 def _form(values: npt.NDArray[Any]) -> str:

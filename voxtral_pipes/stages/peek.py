@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
 from typing import Any, Protocol
 
 from voxtral_pipes.errors import BadInputError, VoxError
 from voxtral_pipes.formats.frame import Frame, Tensor
+from voxtral_pipes.models.codes import EMPTY_AUDIO, END_AUDIO, is_codes
 from voxtral_pipes.stages.base import Incoming, tick_rate
 
 MAX_SHOWN_IDS = 32
-"""In a line of text; JSON has them all."""
+"""Token ids or semantic codes in a line of text; JSON has them all."""
 MAX_SHOWN_CHARS = 1000
 _MAX_DEPTH = 16
+_SPECIAL_CODES = {EMPTY_AUDIO: "EMPTY", END_AUDIO: "END"}
 
 
 class Collector(Protocol):
@@ -106,7 +108,10 @@ def describe(frame: Frame, tick_rate_hz: int | None) -> dict[str, Any]:
     if frame.raw is not None:
         shown["bytes"] = len(frame.raw)
     if frame.tensors:
-        shown["tensors"] = {name: _statistics(tensor) for name, tensor in frame.tensors.items()}
+        shown["tensors"] = {
+            name: _statistics(tensor) | (_codes(tensor) if name == "codes" else {})
+            for name, tensor in frame.tensors.items()
+        }
     if frame.ids is not None:
         shown["ids"] = frame.ids
     if frame.text is not None:
@@ -132,8 +137,7 @@ def as_line(shown: Mapping[str, Any]) -> str:
     parts += [f"{key}={shown[key]}" for key in ("u", "bytes") if key in shown]
     parts += [f"{_word(name)} {_numbers(numbers)}" for name, numbers in shown.get("tensors", {}).items()]
     if (ids := shown.get("ids")) is not None:
-        more = f" and {len(ids) - MAX_SHOWN_IDS} more" if len(ids) > MAX_SHOWN_IDS else ""
-        parts.append(f"i=[{' '.join(map(str, ids[:MAX_SHOWN_IDS]))}{more}]")
+        parts.append(f"i={_listed(ids)}")
     if "text" in shown:
         parts.append(f"c={_short(shown['text'])}")
     parts += [f"{_word(key)}={_short(value)}" for key, value in shown.get("fields", {}).items()]
@@ -168,8 +172,35 @@ def _statistics(tensor: Tensor) -> dict[str, Any]:
     return {**shown, "min": None, "mean": None, "max": None}
 
 
+def _codes(tensor: Tensor) -> dict[str, Any]:
+    """Return what rows of codes say beyond statistics: every semantic code, and the acoustic ones' range."""
+    if not is_codes(tensor) or not prod(tensor.shape):
+        return {}
+    rows = tensor.numpy()
+    acoustic = rows[:, 1:]
+    semantic: list[int] = rows[:, 0].tolist()
+    return {
+        "semantic": semantic,
+        "acoustic": {"min": acoustic.min().item(), "max": acoustic.max().item()},
+        "end_rows": [row for row, code in enumerate(semantic) if code == END_AUDIO],
+    }
+
+
+def _listed(items: Sequence[object]) -> str:
+    more = f" and {len(items) - MAX_SHOWN_IDS} more" if len(items) > MAX_SHOWN_IDS else ""
+    return f"[{' '.join(map(str, items[:MAX_SHOWN_IDS]))}{more}]"
+
+
 def _numbers(numbers: Mapping[str, Any]) -> str:
     parts = [f"{numbers['dtype']}[{','.join(map(str, numbers['shape']))}]"]
+    if "semantic" in numbers:  # least and greatest of both kinds of codes together would say nothing
+        named = [_SPECIAL_CODES.get(code, code) for code in numbers["semantic"]]
+        parts.append(
+            f"semantic {_listed(named)} acoustic {numbers['acoustic']['min']}..{numbers['acoustic']['max']}"
+        )
+        if hidden := [row for row in numbers["end_rows"] if row >= MAX_SHOWN_IDS]:
+            parts.append(f"END in row {hidden[0]}")
+        return " ".join(parts)
     parts += [f"{key} {numbers[key]:.4g}" for key in ("min", "mean", "max") if _is_number(numbers[key])]
     parts += [f"{key} {numbers[key]}" for key in ("nan", "inf") if numbers.get(key)]
     return " ".join(parts)
