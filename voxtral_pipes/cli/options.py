@@ -38,12 +38,12 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (try {self.prog} --help)")
 
 
-def add_general(parser: Parser, *, binary_output: bool = True) -> None:
-    """Add the options that every command has."""
+def add_general(parser: Parser, *, binary_output: bool = True, what: str = "frames") -> None:
+    """Add the options that every command has; `what` is written where the output is binary."""
     group = parser.add_argument_group("general options")
     if binary_output:
         group.add_argument(
-            "-f", "--force", action="store_true", help="write binary frames even if stdout is a terminal"
+            "-f", "--force", action="store_true", help=f"write binary {what} even if stdout is a terminal"
         )
     group.add_argument("-q", "--quiet", action="store_true", help="print errors only (VX_LOG=quiet)")
     group.add_argument(
@@ -69,8 +69,11 @@ def add_model(parser: Parser, *, what: str, variable: str, tokenizer: bool = Fal
         )
 
 
-def add_device(parser: Parser) -> None:
-    """Add --device and --dtype."""
+AUTO_DTYPE = "f32 while the weights of the stage are small (up to 256 MiB as stored), else bf16"
+
+
+def add_device(parser: Parser, *, auto_dtype: str = AUTO_DTYPE) -> None:
+    """Add --device and --dtype; `auto_dtype` says what auto means for the latter."""
     group = parser.add_argument_group("device options")
     group.add_argument(
         "--device",
@@ -82,8 +85,7 @@ def add_device(parser: Parser) -> None:
         "--dtype",
         choices=("auto", "f32", "bf16"),
         default=os.environ.get("VX_DTYPE", "auto"),
-        help="arithmetic; auto is f32 while the weights of the stage are small (up to 256 MiB as stored), "
-        "else bf16 (VX_DTYPE)",
+        help=f"arithmetic; auto is {auto_dtype} (VX_DTYPE)",
     )
 
 
