@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from voxtral_pipes.errors import BadInputError
 
-MAX_SEED = 2**64 - 1
+MAGIC = b"\x93NUMPY"
 
 
 def frame_noise(seed: int, stream: int, frame: int, width: int) -> npt.NDArray[np.float32]:
@@ -28,18 +28,25 @@ def read_noise(path: Path, width: int) -> npt.NDArray[np.float32]:
     Raises:
         BadInputError: it cannot be read, or holds something else, or values that are not finite.
     """
+    if path.exists() and not path.is_file():  # a pipe could not be mapped
+        raise BadInputError(f"{path} is not a regular file")
     try:
-        held = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise ValueError("it does not begin as one")
+        with np.errstate(over="ignore"):  # of a shape that no file can have
+            held = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise BadInputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # a malformed header raises almost anything
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadInputError(f"{path} is not an npy file of numbers ({said:.120})") from error
+    if held.ndim != 2 or held.shape[1] != width or held.dtype.kind != "f":
         raise BadInputError(
-            f"{path} is not an npy file of numbers ({str(error).splitlines()[0]:.120})"
-        ) from error
-    if not isinstance(held, np.ndarray) or held.ndim != 2 or held.shape[1] != width or held.dtype.kind != "f":
-        what = f"{held.dtype} {list(held.shape)}" if isinstance(held, np.ndarray) else "several arrays"
-        raise BadInputError(f"{path} holds {what}, not float32 [frames, {width}]")
-    noise = np.ascontiguousarray(held, dtype=np.float32)
+            f"{path} holds {held.dtype!s:.40} {list(held.shape)}, not float32 [frames, {width}]"
+        )
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as that
+        noise = np.ascontiguousarray(held, dtype=np.float32)
     if not np.isfinite(noise).all():
         raise BadInputError(f"{path} holds values that are not finite")
     return noise

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from voxtral_pipes.errors import BadInputError
+from voxtral_pipes.errors import BadInputError, BadModelError
 from voxtral_pipes.formats.tekken import Tekken
 
 MARKS = 5
@@ -46,6 +46,7 @@ class PromptIds:
 
         Raises:
             BadInputError: there is no text, or an id in it is special or not in the vocabulary.
+            BadModelError: the vocabulary is too small for a prompt.
         """
         if not text:
             raise BadInputError("the stream brought no token ids: there is no text to speak")
@@ -55,6 +56,9 @@ class PromptIds:
                 f"the token id {wrong} is no text: text ids are {self.n_special} to {vocab_size - 1} here; are "
                 "vx-tokenize and vx-backbone using the same tekken.json?"
             )
+        special = (self.bos, self.audio, self.begin_audio, self.repeat_audio_text, self.next_audio_text)
+        if max(special) >= vocab_size:
+            raise BadModelError(f"a vocabulary of {vocab_size} has no special token {max(special)}")
         voice = [self.audio] * voice_rows
         return [
             self.bos, self.begin_audio, *voice, self.next_audio_text, *text, self.repeat_audio_text, self.begin_audio,

@@ -11,6 +11,7 @@ from pathlib import Path
 from voxtral_pipes.config import BackboneConfig, CodecConfig, FlowConfig, TtsConfig, exact_div
 from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.settings import Settings
+from voxtral_pipes.models.codes import CODE_OFFSET, MAX_CODEBOOKS
 from voxtral_pipes.models.hyperparameters import MAX_LAYERS
 from voxtral_pipes.models.table_shapes import TableShapes
 from voxtral_pipes.models.tts_shapes import (
@@ -27,6 +28,11 @@ from voxtral_pipes.models.tts_shapes import (
 
 ENCODER_STRIDES = "2,2,2,1"
 """Of the codec's encoder, which is not released; its halvings of the window are what the decoder begins with."""
+MAX_STEPS = 1000
+MAX_CODES = (1 << 16) - CODE_OFFSET
+"""Of one codebook: they travel as 16 bits."""
+RATE_HZ, FRAME_SAMPLES = 24000, 1920
+"""What every stage counts in (tts.md section 1)."""
 
 
 def from_params(path: Path) -> TtsConfig:
@@ -83,7 +89,7 @@ def from_params(path: Path) -> TtsConfig:
         semantic_size=semantic,
         acoustic_dim=width,
         acoustic_levels=levels,
-        steps=args.integer("n_decoding_steps", published.steps),
+        steps=args.integer("n_decoding_steps", published.steps, most=MAX_STEPS),
     )
     return _checked(TtsConfig(backbone, flow, _codec(multimodal.section("audio_tokenizer_args"))), path.name)
 
@@ -212,4 +218,18 @@ def _checked(config: TtsConfig, label: str) -> TtsConfig:
     ):
         if ours != theirs:
             raise BadModelError(f"{label}: {what} do not agree: {ours} and {theirs}")
+    for what, ours, most in (
+        ("entries of the semantic codebook", codec.semantic_size, MAX_CODES),
+        ("levels of the acoustic codebooks", codec.acoustic_levels, MAX_CODES),
+        ("codebooks", config.codebooks, MAX_CODEBOOKS),
+    ):
+        if ours > most:
+            raise BadModelError(
+                f"{label}: {ours} {what} are too many; {most} can be sent from stage to stage"
+            )
+    if (codec.rate_hz, codec.frame_samples) != (RATE_HZ, FRAME_SAMPLES):
+        raise BadModelError(
+            f"{label}: frames of the codec have {codec.frame_samples} samples at {codec.rate_hz} Hz; only "
+            f"{FRAME_SAMPLES} at {RATE_HZ} Hz, 80 ms, are supported"
+        )
     return config

@@ -20,7 +20,8 @@ FOLDER = "voice_embedding"
 DEFAULT = "casual_female"
 ENDINGS = (".safetensors", ".pt")
 KEY = "embedding"
-MAX_FILE_BYTES = 256 << 20
+MAX_FILE_BYTES = 16 << 20
+"""Of one voice; the published ones have up to 1.4 MB."""
 LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "it", "nl", "pt")
 ENGLISH_STYLES = ("casual", "cheerful", "neutral")
 
@@ -69,6 +70,8 @@ def voices_in(folder: Path | None, table: Mapping[str, int] | None) -> dict[str,
         held = sorted(folder.iterdir()) if folder is not None else []
     except OSError as error:
         raise BadModelError(f"{folder} cannot be read: {error.strerror or error}") from error
+    # Names are printed and typed: what other systems leave behind, such as ._name.pt, is no voice.
+    held = [path for path in held if path.name.isprintable() and not path.name.startswith(".")]
     for ending in reversed(ENDINGS):  # the first of them wins
         paths |= {path.stem.lower(): path for path in held if path.suffix == ending}
     names = list(dict.fromkeys([*(table or {}), *paths]))
@@ -89,6 +92,8 @@ def row_table(audio: Mapping[str, Any], label: str) -> dict[str, int]:
     for name, rows in table.items():
         if not isinstance(rows, int) or isinstance(rows, bool) or not 0 < rows <= 1 << 16:
             raise BadModelError(f"{label}: the voice {name!r:.40} has {rows!r:.20} rows")
+        if not name.isprintable():
+            raise BadModelError(f"{label}: {name!r:.40} is no name of a voice")
     return {name.lower(): rows for name, rows in table.items()}
 
 
@@ -116,21 +121,26 @@ def pick(name: str, voices: Mapping[str, Voice]) -> Voice:
 
 
 def read_rows(voice: Voice, dim: int) -> Tensor:
-    """Read the embedding of a voice, [N, dim] in the dtype of the file; `.pt` is unpickled as weights only.
+    """Read the embedding of a voice, [N, dim] in the dtype of the file; of a `.pt`, only what a tensor needs.
 
     Raises:
         BadModelError: it cannot be read, is not such a matrix, or N is not what tekken.json says.
     """
+    from voxtral_pipes.models.saved_tensor import read_safetensors, read_saved
+
     path = voice.path
     assert path is not None
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise BadModelError(f"{path} has {path.stat().st_size} bytes, which no voice has")
+        size = path.stat().st_size
     except OSError as error:
         raise BadModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    rows = _read_pt(path) if path.suffix == ".pt" else _read_safetensors(path)
-    if rows.ndim != 2 or not rows.is_floating_point() or rows.shape[1] != dim:
-        raise BadModelError(f"{path} holds {rows.dtype} {list(rows.shape)}, not rows of {dim}")
+    if not path.is_file():
+        raise BadModelError(f"{path} is not a regular file")
+    if size > MAX_FILE_BYTES:
+        raise BadModelError(f"{path} has {size} bytes, which no voice has")
+    rows = read_saved(path) if path.suffix == ".pt" else read_safetensors(path, KEY)
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise BadModelError(f"{path} holds a tensor {list(rows.shape)}, not rows of {dim}")
     if voice.rows is not None and len(rows) != voice.rows:
         raise BadModelError(
             f"{path} has {len(rows)} rows, but tekken.json gives the voice {voice.name} {voice.rows}: they are of "
@@ -139,50 +149,3 @@ def read_rows(voice: Voice, dim: int) -> Tensor:
     if not len(rows) or not bool(rows.isfinite().all()):
         raise BadModelError(f"{path} holds no rows, or values that are not finite")
     return rows
-
-
-def _read_pt(path: Path) -> Tensor:
-    import pickle
-    import zipfile
-
-    import torch
-
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-    ) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BadModelError(f"{path} cannot be read as a tensor saved by torch ({first:.160})") from error
-    if isinstance(held, dict) and len(held) == 1:
-        held = next(iter(held.values()))
-    if not isinstance(held, torch.Tensor):
-        raise BadModelError(f"{path} holds {type(held).__name__}, not a tensor")
-    return held
-
-
-def _read_safetensors(path: Path) -> Tensor:
-    import torch
-
-    from voxtral_pipes.formats.safetensors import SafetensorsFile
-
-    file = SafetensorsFile.open([path])
-    name = KEY if KEY in file.tensors else next(iter(file.tensors), "")
-    if not name or (name != KEY and len(file.tensors) > 1):
-        raise BadModelError(f"{path} holds no tensor {KEY!r} and {len(file.tensors)} others")
-    info = file.tensors[name]
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    if info.type not in dtypes:
-        raise BadModelError(f"{path}: {name!r} is {info.type}, not F32, F16 or BF16")
-    flat = (
-        torch.frombuffer(bytearray(file.bytes(name)), dtype=dtypes[info.type])
-        if info.nbytes
-        else torch.empty(0)
-    )
-    return flat.reshape(info.shape)
