@@ -24,8 +24,9 @@ from voxtral_pipes.models.audio_settings import audio_config
 from voxtral_pipes.models.hf_names import mistral_name
 from voxtral_pipes.models.hyperparameters import EMBEDDINGS, ENCODER
 from voxtral_pipes.models.shapes import Shape, decoder_shapes, encoder_shapes, is_rotary
-from voxtral_pipes.models.tts_shapes import tts_shapes
+from voxtral_pipes.models.tts_shapes import BOOK, tts_shapes
 
+CODEBOOK = f"{BOOK}embedding_sum"
 SPOKEN = {ASR: "recognition", TTS: "synthesis"}
 
 
@@ -170,6 +171,10 @@ class TtsCheckpoint(Checkpoint):
         super().__init__(files, TTS)
         self.config: TtsConfig = self._config(files)
         self._check_shapes(tts_shapes(self.config, self.names))
+        if CODEBOOK in self._stored and self.info(CODEBOOK).type.startswith("Q"):
+            raise BadModelError(
+                f"{self.label}: {CODEBOOK} is packed ({self.info(CODEBOOK).type}), which codebooks cannot be"
+            )
 
     def _config(self, files: ModelFiles) -> TtsConfig:
         if files.params is not None:
