@@ -94,14 +94,15 @@ class _Loop:
         self._log = log
         self._listener: Listener | None = None
 
-    def codes(self) -> Codes:
+    def codes(self, model: Mapping[str, str]) -> Codes:
         """Read the saved codes, or listen for vx-flow."""
         if self._path is not None:
-            return _saved(self._path)
+            return _saved(self._path, model)
         from voxtral_pipes.cli.feedback import Listener
 
-        self._listener = listener = Listener(self._log)
+        self._listener = listener = Listener(self._log, edge.reader_gone)
         edge.before_death(listener.close)
+        listener.listen()
         return listener
 
     def close(self) -> None:
@@ -110,13 +111,13 @@ class _Loop:
             self._listener.close()
 
 
-def _saved(path: Path) -> Codes:
+def _saved(path: Path, model: Mapping[str, str]) -> Codes:
     from voxtral_pipes.formats.frame import FrameReader
     from voxtral_pipes.stages.backbone import SavedCodes
 
     try:
         with path.open("rb") as file:
-            return SavedCodes(iter(FrameReader(file)))
+            return SavedCodes(FrameReader(file), model)
     except VoxError as error:
         raise type(error)(f"--codes {path}: {error}") from error
 
@@ -150,8 +151,9 @@ def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage
         tensors = load_stage(checkpoint, names, args, log, precision)
         return Speaker(Backbone.of(tensors, config), rows, ids.audio, args.max_frames)
 
+    codes = loop.codes(checkpoint.identity)
     options = BackboneOptions(args.max_frames, edge.interrupted, log.warn)
-    return BackboneStage(config, precision, load, loop.codes(), voice, ids, options, checkpoint.identity)
+    return BackboneStage(config, precision, load, codes, voice, ids, options, checkpoint.identity)
 
 
 def _tekken(args: argparse.Namespace, files: ModelFiles, log: edge.Log) -> Tekken | None:

@@ -182,6 +182,13 @@ def stdin_is_pipe() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
+def reader_gone() -> bool:
+    """Tell, without writing, whether stdout is a pipe or socket that nobody reads any more."""
+    look = select.poll()
+    look.register(STDOUT, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in look.poll(0))
+
+
 def is_regular(descriptor: int) -> bool:
     """Tell whether a descriptor is a regular file: such input is not live."""
     try:

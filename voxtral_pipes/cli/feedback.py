@@ -8,30 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import io
 import os
 import queue
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import struct
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxtral_pipes import __version__
-from voxtral_pipes.cli.edge import Log
+from voxtral_pipes.cli.edge import DEADLY, Log
 from voxtral_pipes.errors import BadInputError, FeedbackError, TruncatedError
 from voxtral_pipes.formats.frame import PROTOCOL, Frame, FrameReader, Tensor, encode
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 WAIT_S = 10.0
 """For vx-flow to connect: it does so on reading hello, before it imports anything heavy."""
 GREETING_S = 2.0
-"""For the first frame of whoever connects; after that the next one is looked at."""
+"""For the whole first frame of whoever connects; after that the next one is looked at."""
+LOOK_S = 0.2
+"""How often is looked whether anyone is left to wait for."""
 MAX_FRAME_BYTES = 1 << 16
 PROTO = 1
 _PREFIX, _NAME = "vx-", "fb"
@@ -41,53 +47,91 @@ _MAX_PATH = 107 if sys.platform == "linux" else 103
 class Listener:
     """vx-backbone's end: a socket in a folder of its own, gone as soon as vx-flow is connected.
 
-    `close` may be called at any time, also from a signal handler.
+    `close` may be called at any time, also before `listen` and from a signal handler.
     """
 
-    def __init__(self, log: Log) -> None:
-        """Listen.
-
-        Raises:
-            FeedbackError: no socket can be made.
-        """
+    def __init__(self, log: Log, abandoned: Callable[[], bool] = lambda: False) -> None:
+        """Make nothing yet; `abandoned` tells that there is nobody left who might connect."""
         self._log = log
+        self._abandoned = abandoned
         self._nonce = secrets.token_hex(8)
         self._refused = 0
         self._result: queue.SimpleQueue[Channel | None] = queue.SimpleQueue()
         self._channel: Channel | None = None
-        self._folder = ""
+        self._folder: Path | None = None
+        self._socket: socket.socket | None = None
+
+    def listen(self) -> None:
+        """Make the socket.
+
+        Raises:
+            FeedbackError: there is no place for it.
+        """
+        reasons = {}
+        for parent in (os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("TMPDIR"), "/tmp"):
+            if not parent:
+                continue
+            try:
+                self._bind(parent)
+            except OSError as error:
+                self._remove()
+                reasons[parent] = error.strerror or str(error)
+            else:
+                return
+        told = "; ".join(f"{parent}: {reason}" for parent, reason in reasons.items())
+        raise FeedbackError(f"no feedback socket can be made ({told}); set TMPDIR to a folder of yours")
+
+    def _bind(self, parent: str) -> None:
+        # Named here and not by tempfile: `close` must know the folder before it exists, whenever a signal comes.
+        folder = Path(parent, f"{_PREFIX}{secrets.token_hex(8)}")
+        path = folder / _NAME
+        if not folder.is_absolute():
+            raise OSError("not an absolute path")
         try:
-            self._folder = _new_folder()
-            self.path = os.path.join(self._folder, _NAME)
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.bind(self.path)
-            os.chmod(self.path, 0o600)  # the folder is 0700 already
-            self._socket.listen(4)
-        except OSError as error:
-            self.close()
-            raise FeedbackError(
-                f"no feedback socket can be made in {self._folder or tempfile.gettempdir()}: "
-                f"{error.strerror or error}"
-            ) from error
+            if len(str(path).encode()) > _MAX_PATH:
+                raise OSError("too long for the address of a socket")
+        except UnicodeEncodeError as error:
+            raise OSError("not UTF-8, and cannot travel in a frame") from error
+        self._folder = folder
+        folder.mkdir(mode=0o700)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listening.bind(str(path))
+            path.chmod(0o600)
+            listening.listen(4)
+        except OSError:
+            listening.close()
+            raise
+        self._socket = listening
 
     @property
     def announcement(self) -> Mapping[str, Any]:
         """The `fb` of hello."""
-        return {"path": self.path, "nonce": self._nonce, "proto": PROTO}
+        assert self._folder is not None
+        return {"path": str(self._folder / _NAME), "nonce": self._nonce, "proto": PROTO}
 
     def start(self) -> None:
         """Begin to wait for vx-flow, in a thread: whoever loads a model meanwhile is not in the way."""
-        threading.Thread(target=self._accept, daemon=True).start()
+        assert self._socket is not None
+        listening, self._socket = self._socket, None  # the thread's from now on
+        threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
 
     def ready(self) -> None:
         """Wait for the connection.
 
         Raises:
             FeedbackError: vx-flow has not come within `WAIT_S` of `start`.
+            BrokenPipeError: it will not come any more.
         """
-        channel = self._result.get()
+        while True:
+            try:
+                channel = self._result.get(timeout=LOOK_S)
+                break
+            except queue.Empty:
+                if self._abandoned():
+                    raise BrokenPipeError from None
         if channel is None:
-            strangers = f" ({self._refused} with a wrong nonce were refused)" if self._refused else ""
+            strangers = f" ({self._refused} without its nonce were refused)" if self._refused else ""
             raise FeedbackError(
                 f"vx-backbone needs vx-flow next in the pipe, and none connected within {WAIT_S:.0f} s{strangers}; "
                 "with saved codes instead, use --codes FILE"
@@ -103,37 +147,68 @@ class Listener:
         return self._channel.take(stream, frame)
 
     def close(self) -> None:
-        """Remove the socket and its folder."""
-        if self._folder:
+        """Remove the socket and its folder, and hang up."""
+        self._remove()
+        if self._socket is not None:
+            self._socket.close()
+        if self._channel is not None:
+            self._channel.close()
+
+    def _remove(self) -> None:
+        if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _accept(self) -> None:
-        deadline = time.monotonic() + WAIT_S
+    def _accept(self, listening: socket.socket) -> None:
+        # A signal that the system gave to this thread would not wake the main one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, DEADLY)
         channel = None
-        with self._socket:
-            while channel is None and (left := deadline - time.monotonic()) > 0:
-                self._socket.settimeout(left)
-                with contextlib.suppress(OSError):
-                    connection = self._socket.accept()[0]
-                    connection.settimeout(min(GREETING_S, left))
-                    channel = self._greet(connection)
-        self.close()
-        self._result.put(channel)
+        deadline = time.monotonic() + WAIT_S
+        try:
+            with listening:
+                while channel is None and (left := deadline - time.monotonic()) > 0:
+                    listening.settimeout(left)
+                    with contextlib.suppress(OSError):
+                        channel = self._greet(listening.accept()[0], deadline)
+        finally:
+            self._remove()
+            self._result.put(channel)
 
-    def _greet(self, connection: socket.socket) -> Channel | None:
+    def _greet(self, connection: socket.socket, deadline: float) -> Channel | None:
         """Accept who belongs to this user and knows the nonce."""
         if _peer(connection) in (None, os.geteuid()):
-            reader = FrameReader(connection.makefile("rb"), MAX_FRAME_BYTES)
+            received = _Received(connection, min(deadline, time.monotonic() + GREETING_S))
+            reader = FrameReader(io.BufferedReader(received), MAX_FRAME_BYTES)
             with contextlib.suppress(OSError, BadInputError):
                 hello = reader.read()
                 said = hello.fields.get("nonce") if hello is not None and hello.kind == "hello" else None
                 if isinstance(said, str) and hmac.compare_digest(said.encode(), self._nonce.encode()):
-                    connection.settimeout(None)
+                    received.wait_forever()
                     return Channel(connection, reader)
         self._refused += 1
         self._log.note("a connection to the feedback socket without the nonce of hello was refused")
         connection.close()
         return None
+
+
+class _Received(io.RawIOBase):
+    """The bytes of a connection, until a deadline: a timeout of the socket would begin anew with every byte."""
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection = connection
+        self._deadline: float | None = deadline
+
+    def wait_forever(self) -> None:
+        """Forget the deadline."""
+        self._deadline = None
+        self._connection.settimeout(None)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        if self._deadline is not None:
+            self._connection.settimeout(max(0.001, self._deadline - time.monotonic()))
+        return self._connection.recv_into(buffer)
 
 
 class Channel:
@@ -142,6 +217,10 @@ class Channel:
     def __init__(self, connection: socket.socket, reader: FrameReader) -> None:
         self._connection = connection
         self._reader = reader
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
 
     def take(self, stream: int, frame: int) -> list[int] | None:
         """Wait for the codes of a frame, offset included; None if vx-flow wants no more of this stream.
@@ -176,6 +255,12 @@ class Answers:
     def __init__(self, connection: socket.socket | None) -> None:
         self._connection = connection
 
+    def close(self) -> None:
+        """Hang up: for vx-backbone this is the end of vx-flow."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def send(self, stream: int, frame: int, row: Sequence[int]) -> None:
         """Answer one hidden state with its codes."""
         codes = Tensor("u16", (len(row),), struct.pack(f"<{len(row)}H", *row))
@@ -191,8 +276,7 @@ class Answers:
         try:
             self._connection.sendall(encode(frame))
         except OSError:
-            self._connection.close()
-            self._connection = None
+            self.close()
 
 
 def connect(hello: Frame, log: Log) -> Answers:
@@ -208,7 +292,7 @@ def connect(hello: Frame, log: Log) -> Answers:
     path, nonce = _parse(announced)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        held = os.lstat(path)
+        held = Path(path).lstat()
         if held.st_uid != os.geteuid() or not stat.S_ISSOCK(held.st_mode):
             raise FeedbackError(
                 f"the feedback socket {path} is not a socket of this user: run the whole pipe as one user"
@@ -217,7 +301,7 @@ def connect(hello: Frame, log: Log) -> Answers:
         connection.connect(path)
         if _peer(connection) not in (None, os.geteuid()):
             raise FeedbackError(
-                f"another user listens at the feedback socket {path}: run the pipe as one user"
+                f"another user listens at the feedback socket {path}: run the whole pipe as one user"
             )
         greeting = {"v": list(PROTOCOL), "by": f"vx-flow/{__version__}", "nonce": nonce}
         connection.sendall(encode(Frame("hello", fields=greeting)))
@@ -230,6 +314,11 @@ def connect(hello: Frame, log: Log) -> Answers:
     except FeedbackError:
         connection.close()
         raise
+    except PermissionError as error:
+        connection.close()
+        raise FeedbackError(
+            f"the feedback socket {path} is closed to this user: run the whole pipe as one user"
+        ) from error
     except OSError as error:
         connection.close()
         raise FeedbackError(f"the feedback socket {path}: {error.strerror or error}") from error
@@ -248,18 +337,6 @@ def _parse(announced: Any) -> tuple[str, str]:
             f"'fb' of hello speaks version {proto!r:.20} of the feedback protocol, this is {PROTO}"
         )
     return path, nonce
-
-
-def _new_folder() -> str:
-    """Make a fresh folder of mode 0700 whose path leaves room for a socket address."""
-    candidates = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"]
-    for parent in candidates:
-        usable = parent.startswith("/") and os.access(parent, os.W_OK | os.X_OK)
-        if usable and len(os.fsencode(parent)) + len(f"/{_PREFIX}12345678/{_NAME}") <= _MAX_PATH:
-            return tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-    raise OSError(
-        "XDG_RUNTIME_DIR, TMPDIR and /tmp are all missing, closed, or too long for a socket address"
-    )
 
 
 def _peer(connection: socket.socket) -> int | None:

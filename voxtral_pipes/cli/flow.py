@@ -110,9 +110,19 @@ def _work(args: argparse.Namespace, log: edge.Log) -> int:
         return chain([first], frames)
 
     hello = Hello({"codes": {"d": "u16", "h": [-1, 1 + FlowConfig().acoustic_dim]}})
-    return edge.filter_frames(
-        NAME, hello, lambda: _make(args, back, log), source, output, log, rate_hz=RATE_HZ, through=answering
-    )  # fmt: skip
+    try:
+        return edge.filter_frames(
+            NAME,
+            hello,
+            lambda: _make(args, back, log),
+            source,
+            output,
+            log,
+            rate_hz=RATE_HZ,
+            through=answering,
+        )
+    finally:
+        back.close()
 
 
 def _make(args: argparse.Namespace, back: Back, log: edge.Log) -> FlowStage:

@@ -6,7 +6,7 @@ when its text is complete, one stream after the other.  Latency: one frame, whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from voxtral_pipes.formats.frame import Frame
 from voxtral_pipes.kernels.precision import Precision
 from voxtral_pipes.models.codes import END_AUDIO, check_row
 from voxtral_pipes.models.prompt import PromptIds
-from voxtral_pipes.stages.base import Hello, Output
+from voxtral_pipes.stages.base import Hello, Incoming, Output, check_models
 
 FRAME_TICKS = 1920
 """80 ms at 24 kHz (tts.md section 1)."""
@@ -172,6 +172,8 @@ class BackboneStream:
         saved = stage.codes.limit(self._stream)
         if saved is not None:
             limit = min(limit, saved)
+        if limit == 0:
+            return  # nothing was said then
         hidden = stage.speaker.begin(prompt, limit)
         for frame in range(limit):
             yield Output(FRAME_TICKS * frame, FRAME_TICKS, {"hidden": send_rows(hidden)})
@@ -205,29 +207,35 @@ class SavedCodes:
     announcement = None
     MAX_BYTES = 256 << 20
 
-    def __init__(self, frames: Iterator[Frame]) -> None:
+    def __init__(self, frames: Iterable[Frame], model: Mapping[str, str] | None = None) -> None:
         """Read all frames.
 
         Raises:
-            BadInputError: malformed frames, or more of them than memory should hold.
+            BadInputError: no whole stream of codes, one of another model, or more than memory should hold.
         """
+        incoming = Incoming(frames, "codes", "vx-backbone --codes")
+        check_models(incoming.hello(), model)
         rows: dict[int, list[np.ndarray[Any, Any]]] = {}
         total = 0
-        for frame in frames:
-            codes = frame.tensors.get("codes")
-            if frame.stream is None or frame.kind not in ("open", "data"):
+        for frame in incoming.read():
+            if frame.stream is None:
                 continue
-            held = rows.setdefault(frame.stream, [])
             if frame.kind == "open":
-                continue
-            if codes is None or codes.dtype != "u16" or len(codes.shape) != 2:
-                raise BadInputError(
-                    f"a data frame of stream {frame.stream} holds no tensor codes, u16 [n, 37]"
-                )
-            total += len(codes.data)
-            if total > self.MAX_BYTES:
-                raise BadInputError(f"there are over {self.MAX_BYTES >> 20} MiB of codes")
-            held.append(codes.numpy())
+                if frame.stream in rows:
+                    raise BadInputError(f"there are two streams {frame.stream}")
+                rows[frame.stream] = []
+            elif frame.kind == "data":
+                codes, held = frame.tensors.get("codes"), rows[frame.stream]
+                if codes is None or codes.dtype != "u16" or len(codes.shape) != 2:
+                    raise BadInputError(
+                        f"a data frame of stream {frame.stream} holds no tensor codes, u16 [n, 37]"
+                    )
+                if held and held[0].shape[1] != codes.shape[1]:
+                    raise BadInputError(f"the rows of stream {frame.stream} differ in width")
+                total += len(codes.data)
+                if total > self.MAX_BYTES:
+                    raise BadInputError(f"there are over {self.MAX_BYTES >> 20} MiB of codes")
+                held.append(codes.numpy())
         self._rows = {
             stream: np.concatenate(held) if held else np.empty((0, 0), "<u2") for stream, held in rows.items()
         }

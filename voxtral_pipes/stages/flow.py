@@ -71,7 +71,7 @@ class FlowStage:
         self._load = load
         self._model = model
         self._sampler: Sampler | None = None
-        self._streams = 0
+        self._opened = 0
 
     def hello(self) -> Hello:
         """Describe the output: rows of codes."""
@@ -90,25 +90,21 @@ class FlowStage:
 
     def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[FlowStream, Mapping[str, Any]]:
         """Begin a stream."""
-        self._streams += 1
+        self._opened += 1
         options = self.options
-        if options.noise is not None and self._streams > 1:
-            self.back.stop(stream)
-            raise BadInputError(
-                "--noise is for one stream, and this is another; give one utterance, or use --seed"
-            )
         made = {"steps": options.steps, "cfg": options.guidance}
         if options.noise is None:
             made["seed"] = options.seed
-        return FlowStream(self, stream), {**meta, **made}
+        return FlowStream(self, stream, self._opened), {**meta, **made}
 
 
 class FlowStream:
     """One stream: the number of its next frame."""
 
-    def __init__(self, stage: FlowStage, stream: int) -> None:
+    def __init__(self, stage: FlowStage, stream: int, number: int) -> None:
         self._stage = stage
         self._stream = stream
+        self._number = number
         self._frame = 0
         self.done = False
 
@@ -147,6 +143,11 @@ class FlowStream:
         options = self._stage.options
         if options.noise is None:
             return frame_noise(options.seed, self._stream, self._frame, self._stage.config.acoustic_dim)
+        if self._number > 1:
+            # Not said when the stream is opened: vx-backbone may still be waiting for codes of another one.
+            raise BadInputError(
+                "--noise is for one stream, and this is another; give one utterance, or use --seed"
+            )
         if self._frame >= len(options.noise):
             raise BadInputError(
                 f"--noise has {len(options.noise)} rows, and frame {self._frame} needs one more"
