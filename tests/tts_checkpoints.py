@@ -29,8 +29,8 @@ ODD = TtsConfig(
         **_CODES,
     ),
     codec=CodecConfig(
-        patch_samples=480, semantic_dim=13, dim=22, hidden_dim=34, n_heads=3, head_dim=7, stage_layers=(1, 2, 1),
-        first_window=3, **_CODES,
+        patch_samples=120, semantic_dim=13, dim=22, hidden_dim=34, n_heads=3, head_dim=7,
+        stage_layers=(1, 2, 1, 1, 1), first_window=3, **_CODES,
     ),
 )  # fmt: skip
 """Hardly two sizes alike and none a multiple of 32, a codec of another depth; settings that are not published."""

@@ -212,7 +212,7 @@ def published_head_sizes() -> TtsConfig:
     return TtsConfig(
         backbone=BackboneConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=96, vocab_size=1400, **codes),
         flow=FlowConfig(input_dim=64, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, hidden_dim=64, **codes),
-        codec=CodecConfig(patch_samples=960, semantic_dim=5, dim=18, hidden_dim=22, n_heads=2, stage_layers=(2, 1),
+        codec=CodecConfig(patch_samples=240, semantic_dim=5, dim=18, hidden_dim=22, n_heads=2, stage_layers=(2, 1, 3, 1),
                           **codes),
     )  # fmt: skip
 
@@ -314,6 +314,12 @@ def test_the_first_window_is_what_the_encoder_left(
     assert from_params(path).codec == CodecConfig(first_window=first)
 
 
+NO_SIZES: tuple[Any, ...] = (
+    ..., 0, -3, 2.5, True, "many", [1], {}, float("nan"), float("inf"), 2**40, 10**400,
+)  # fmt: skip
+NO_FACTORS: tuple[Any, ...] = (
+    ..., 0, -1, "1e-5", False, float("nan"), float("inf"), float("-inf"), 10**400,
+)  # fmt: skip
 HOSTILE: list[tuple[dict[str, Any], str]] = [
     *(
         ({where: value}, f"{where.rpartition('.')[2]} (is|has|describes)")
@@ -323,12 +329,12 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
             f"{ARGS}.input_dim", f"{CODEC}.dim", f"{CODEC}.semantic_dim", f"{CODEC}.attn_sliding_window_size",
             f"{CODEC}.n_heads", f"{CODEC}.pretransform_patch_size",
         )
-        for value in (..., 0, -3, 2.5, True, "many", [1], {}, float("nan"), float("inf"), 2**40, 10**400)
+        for value in NO_SIZES
     ),
     *(
         ({where: value}, f"{where.rpartition('.')[2]} is")
         for where in ("rope_theta", "norm_eps", f"{CODEC}.norm_eps", f"{CODEC}.qk_norm_eps")
-        for value in (..., 0, -1, "1e-5", False, float("nan"), float("inf"), float("-inf"), 10**400)
+        for value in NO_FACTORS
     ),
     ({"max_seq_len": 0}, "max_seq_len is 0"),
     ({f"{ARGS}.n_decoding_steps": 0}, "n_decoding_steps is 0"),
@@ -359,13 +365,20 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
     ({f"{CODEC}.half_attn_window_upon_downsampling": False}, "half_attn_window_upon_downsampling is False"),
     ({f"{CODEC}.patch_proj_kernel_size": 5}, "patch_proj_kernel_size is 5"),
     ({f"{CODEC}.n_kv_heads": 1}, "n_kv_heads is 1; only 3 is supported"),
+    (
+        {f"{CODEC}.{key}": value for key, value in (
+            ("decoder_transformer_lengths_str", "1,2,1"), ("decoder_convs_strides_str", "1,2,2"),
+            ("decoder_convs_kernels_str", "3,4,4"), ("pretransform_patch_size", 480),
+        )},
+        "frames of the codec have 4 patches; at least 7 are needed",
+    ),
     ({f"{CODEC}.sampling_rate": 44100}, "1920 samples at 44100 Hz; only 1920 at 24000 Hz"),
-    ({f"{CODEC}.pretransform_patch_size": 240}, "960 samples at 24000 Hz"),
-    ({f"{CODEC}.decoder_convs_strides_str": "1,2,4"}, "decoder_convs_strides_str is '1,2,4'; only '1,2,2'"),
-    ({f"{CODEC}.decoder_convs_strides_str": "2,2,2"}, "only '1,2,2' is supported"),
-    ({f"{CODEC}.decoder_convs_strides_str": "1,2,2,2"}, "only '1,2,2' is supported"),
+    ({f"{CODEC}.pretransform_patch_size": 240}, "3840 samples at 24000 Hz"),
+    ({f"{CODEC}.decoder_convs_strides_str": "1,2,2,2,4"}, "decoder_convs_strides_str is '1,2,2,2,4'; only '1,2,2,2,2'"),
+    ({f"{CODEC}.decoder_convs_strides_str": "2,2,2,2,2"}, "only '1,2,2,2,2' is supported"),
+    ({f"{CODEC}.decoder_convs_strides_str": "1,2,2,2"}, "only '1,2,2,2,2' is supported"),
     ({f"{CODEC}.decoder_convs_strides_str": [1, 2, 2]}, r"decoder_convs_strides_str is \[1, 2, 2\], not a string"),
-    ({f"{CODEC}.decoder_convs_kernels_str": "3,4,3"}, "decoder_convs_kernels_str is '3,4,3'; only '3,4,4'"),
+    ({f"{CODEC}.decoder_convs_kernels_str": "3,4,4,4,3"}, "decoder_convs_kernels_str is '3,4,4,4,3'; only '3,4,4,4,4'"),
     ({f"{CODEC}.decoder_convs_kernels_str": ...}, "decoder_convs_kernels_str is missing"),
     ({f"{CODEC}.encoder_convs_strides_str": "2,,1"}, "not a list of small numbers"),
     ({f"{CODEC}.encoder_convs_strides_str": ""}, "not a list of small numbers"),
@@ -476,7 +489,7 @@ def test_a_fingerprint_needs_a_norm(home: Path, tmp_path: Path) -> None:
 def packed_model(home: Path, target: Path, changed: Mapping[str, Stored]) -> Path:
     target.mkdir()
     shutil.copy(home / "gguf-q4" / "params.json", target)
-    write_gguf(target / "voxtral-tts.gguf", stored(home / "gguf-q4") | changed)
+    write_gguf(target / "voxtral-tts.gguf", stored(home / "gguf-q4") | dict(changed))
     return target
 
 

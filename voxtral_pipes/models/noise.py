@@ -35,7 +35,8 @@ def read_noise(path: Path, width: int) -> npt.NDArray[np.float32]:
             if file.read(len(MAGIC)) != MAGIC:
                 raise ValueError("it does not begin as one")
         with np.errstate(over="ignore"):  # of a shape that no file can have
-            held = np.load(path, mmap_mode="r", allow_pickle=False)
+            # Never written to; but torch complains, on stderr, of arrays that could not be.
+            held = np.load(path, mmap_mode="c", allow_pickle=False)
     except OSError as error:
         raise BadInputError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a malformed header raises almost anything

@@ -232,4 +232,9 @@ def _checked(config: TtsConfig, label: str) -> TtsConfig:
             f"{label}: frames of the codec have {codec.frame_samples} samples at {codec.rate_hz} Hz; only "
             f"{FRAME_SAMPLES} at {RATE_HZ} Hz, 80 ms, are supported"
         )
+    if codec.frame_patches < OUT_KERNEL:
+        # The first frame must hold what the last convolution sees mirrored before it (tts.md section 10).
+        raise BadModelError(
+            f"{label}: frames of the codec have {codec.frame_patches} patches; at least {OUT_KERNEL} are needed"
+        )
     return config
