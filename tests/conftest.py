@@ -28,6 +28,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_tts_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random speech synthesis model in the Mistral layout."""
+    from voxtral_pipes.models.random_tts import make_tts_model, tiny_tts_config
+
+    return make_tts_model(tmp_path_factory.mktemp("model") / "tiny-tts", tiny_tts_config())
+
+
+@pytest.fixture(scope="session")
 def published_file() -> Path:
     """The public vocabulary of 150000 entries, the same as that of the Voxtral models."""
     spec = find_spec("mistral_common")
