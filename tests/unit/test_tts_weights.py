@@ -212,7 +212,7 @@ def published_head_sizes() -> TtsConfig:
     return TtsConfig(
         backbone=BackboneConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=96, vocab_size=1400, **codes),
         flow=FlowConfig(input_dim=64, dim=32, n_layers=1, n_heads=2, n_kv_heads=1, hidden_dim=64, **codes),
-        codec=CodecConfig(patch_samples=240, semantic_dim=5, dim=18, hidden_dim=22, n_heads=2, stage_layers=(2, 1, 3, 1),
+        codec=CodecConfig(semantic_dim=5, dim=18, hidden_dim=22, n_heads=2, stage_layers=(2, 1, 3, 1),
                           **codes),
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,7 +150,9 @@ def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage
 
         rows = read_rows(voice, config.dim)
         tensors = load_stage(checkpoint, names, args, log, precision)
-        return Speaker(Backbone.of(tensors, config), rows, ids.audio, args.max_frames)
+        return Speaker(
+            Backbone.of(tensors, config), rows, ids.audio, min(args.max_frames, config.max_positions)
+        )
 
     codes = loop.codes(checkpoint.identity)
     options = BackboneOptions(args.max_frames, edge.interrupted, log.warn)
@@ -157,6 +160,7 @@ def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage
 
 
 def _tekken(args: argparse.Namespace, files: ModelFiles, log: edge.Log) -> Tekken | None:
+    from voxtral_pipes.formats.family import TTS
     from voxtral_pipes.formats.locate import locate_tekken
     from voxtral_pipes.formats.tekken import Tekken
 
@@ -166,7 +170,8 @@ def _tekken(args: argparse.Namespace, files: ModelFiles, log: edge.Log) -> Tekke
             "checked"
         )
         return None
-    return Tekken.read(locate_tekken(args.model, args.tokenizer, variable=VARIABLE), log.note)
+    path = locate_tekken(args.model, args.tokenizer, variable=VARIABLE, family=TTS)
+    return Tekken.read(path, log.note)
 
 
 def _voices(args: argparse.Namespace, files: ModelFiles, tekken: Tekken | None) -> Mapping[str, Voice]:
@@ -187,7 +192,7 @@ def _list(args: argparse.Namespace, log: edge.Log) -> int:
     try:
         files = locate_model(args.model, variable=VARIABLE, family=TTS)
     except NoModelError:
-        if args.model is not None:
+        if args.model is not None or os.environ.get(VARIABLE):
             raise
         log.warn("no model was found: these are the voices of the published one")
         voices: Mapping[str, Voice] = voices_in(args.voices, PUBLISHED)
