@@ -7,14 +7,22 @@ choice can be read with `describe`; nothing is chosen by catching an exception.
 from __future__ import annotations
 
 import os
+from functools import cache
+from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from voxtral_pipes.errors import UnsupportedError, UsageError
+from voxtral_pipes.kernels.packed import Weight
 from voxtral_pipes.kernels.precision import Precision
 from voxtral_pipes.kernels.reference import attention, embedding, head, linear, rms_norm, rotate, swiglu
 
 KERNELS = ("auto", "triton", "torch")
+FEW_ROWS = 16
+"""Rows that share one reading of the weights (`rows.MAX_ROWS`, which needs triton to be read)."""
+MIN_HEAD = 16
+"""Narrowest head of the Triton kernels: a tile of the tensor core."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -52,25 +60,134 @@ def check_kernels() -> None:
     wanted = os.environ.get("VX_KERNELS", "auto")
     if wanted not in KERNELS:
         raise UsageError(f"VX_KERNELS={wanted!r} is none of {', '.join(KERNELS)}")
-    if wanted == "triton":
-        raise UnsupportedError("VX_KERNELS=triton: no Triton kernels are built yet; unset it or say torch")
+    if wanted == "triton" and not (torch.cuda.is_available() and _has_triton()):
+        raise UnsupportedError(
+            "VX_KERNELS=triton needs a CUDA device and the package triton; unset it or say torch"
+        )
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _wants_triton() -> bool:
+    return os.environ.get("VX_KERNELS", "auto") != "torch" and _has_triton()
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
     """Say in one line what was chosen."""
-    where, how = f"{torch.get_num_threads()} CPU threads", "plain torch kernels"
+    how = "plain torch kernels"
+    where = f"{torch.get_num_threads()} CPU threads"
     if device.type == "cuda":
-        where, how = torch.cuda.get_device_name(device), "plain torch kernels in CUDA graphs"
+        where = torch.cuda.get_device_name(device)
+        if dtype == torch.bfloat16 and _wants_triton():
+            how = "Triton kernels for up to 16 rows of dense weights, plain torch for the rest"
+        elif not _has_triton():
+            how += " (triton is not installed)"
+        how += ", in CUDA graphs"
     return f"computing in {str(dtype).removeprefix('torch.')} on {where} with {how}"
 
 
+def fits_triton(x: Tensor, *weights: Weight) -> bool:
+    """Tell whether the Triton kernels multiply these weights by x [..., N]: bfloat16 on CUDA, a few rows."""
+    return (
+        x.is_cuda
+        and x.dtype == torch.bfloat16
+        and x.numel() // x.shape[-1] <= FEW_ROWS
+        and all(isinstance(weight, Tensor) and weight.dtype == x.dtype for weight in weights)
+        and _wants_triton()
+    )
+
+
+def fits_triton_heads(x: Tensor, head_dim: int, *weights: Weight) -> bool:
+    """Tell whether the Triton kernels attend with these projections too: heads whose width is a power of two."""
+    fits = fits_triton(x, *weights) and head_dim >= MIN_HEAD and head_dim & (head_dim - 1) == 0
+    return fits and weights[0].shape[0] // weights[1].shape[0] <= FEW_ROWS
+
+
+def norm_swiglu(x: Tensor, norm: Tensor, eps: float, gate: Weight, up: Weight) -> Tensor:
+    """Compute `silu(gate n) * (up n)` of n = rms_norm(x): x [..., N], gate and up [M, N], result [..., M]."""
+    if isinstance(gate, Tensor) and isinstance(up, Tensor) and fits_triton(x, gate, up):
+        from voxtral_pipes.kernels.rows import linear_rows
+
+        return linear_rows(x.flatten(0, -2), gate, norm=norm, eps=eps, up=up).view(*x.shape[:-1], -1)
+    return swiglu(rms_norm(x, norm, eps), gate, up)
+
+
+def add_linear(residual: Tensor, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """Compute `residual + x W^T + b`: residual [..., M], x [..., N], weight [M, N]."""
+    if isinstance(weight, Tensor) and bias is None and fits_triton(x, weight):
+        from voxtral_pipes.kernels.rows import linear_rows
+
+        y = linear_rows(x.flatten(0, -2), weight, residual=residual.flatten(0, -2).contiguous())
+        return y.view(residual.shape)
+    return residual + linear(x, weight, bias)
+
+
+def attend_one(
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weights: tuple[Tensor, Tensor, Tensor],
+    turn: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    window: int,
+) -> Tensor:
+    """Attend with one position where `fits_triton_heads`: see `decode_attention.attend_one`."""
+    from voxtral_pipes.kernels import decode_attention
+
+    return decode_attention.attend_one(x, norm, eps, weights, turn, keys, values, position, window)
+
+
+def flow_mix(
+    y: Tensor, norm: Tensor, eps: float, weights: tuple[Tensor, Tensor, Tensor], head_dim: int, queries: int
+) -> Tensor:
+    """Mix the tokens of the flow head where `fits_triton_heads`: see `flow_step.mix_tokens`."""
+    from voxtral_pipes.kernels import flow_step
+
+    return flow_step.mix_tokens(y, norm, eps, weights, head_dim, queries)
+
+
+def flow_move(
+    state: Tensor,
+    velocity: Tensor,
+    weight: Tensor,
+    time: Tensor,
+    condition: Tensor,
+    guidance: float,
+    length: float,
+) -> tuple[Tensor, Tensor]:
+    """Take an Euler step where `fits_triton`: see `flow_step.move`."""
+    from voxtral_pipes.kernels import flow_step
+
+    return flow_step.move(state, velocity, weight, time, condition, guidance, length)
+
+
+def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+    """Compute `rms_norm(x) W^T` in float32 where `fits_triton`: x [R, N], weight [M, N]."""
+    from voxtral_pipes.kernels.rows import linear_rows
+
+    return linear_rows(x, weight, norm=norm, eps=eps, dtype=torch.float32)
+
+
 __all__ = [
+    "add_linear",
+    "attend_one",
     "attention",
     "check_kernels",
     "describe",
     "embedding",
+    "fits_triton",
+    "fits_triton_heads",
+    "flow_mix",
+    "flow_move",
     "head",
     "linear",
+    "norm_linear",
+    "norm_swiglu",
     "pick_device",
     "rms_norm",
     "rotate",

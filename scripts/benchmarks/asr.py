@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.pipe import Pipe
-from benchmarks.report import machine, median, percentile, show
+from benchmarks.pipe import hearing
+from benchmarks.report import machine, median, peak_gb, percentile, show, synchronize
 from voxtral_pipes.config import AsrConfig, AudioConfig
 from voxtral_pipes.formats.frame import Frame
 from voxtral_pipes.formats.locate import locate_model
@@ -79,20 +78,6 @@ class Loaded:
             self.load_s.append(time.perf_counter() - started)
         self.encoder = Encoder.of(parts[0], self.config.encoder)
         self.decoder = Decoder.of(parts[1], self.config.decoder)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_gb(device: torch.device) -> dict[str, float]:
-    """Return the peak memory of this process so far."""
-    figures = {"peak host GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
-    if device.type == "cuda":
-        figures["peak device GB"] = torch.cuda.max_memory_allocated(device) / 1e9
-    return figures
 
 
 def file_run(model: Loaded, audio: np.ndarray) -> dict[str, float]:
@@ -178,7 +163,7 @@ def piped_file(path: str, device: str, dtype: str, audio: np.ndarray) -> dict[st
         file.flush()
         started = time.perf_counter()
         with Path(file.name).open("rb") as source:
-            pipe = Pipe(path, device, dtype, source)
+            pipe = hearing(path, device, dtype, source)
         first = None
         lines = 0
         for _ in pipe.stdout:
@@ -196,7 +181,7 @@ def piped_file(path: str, device: str, dtype: str, audio: np.ndarray) -> dict[st
 
 def piped_live(path: str, device: str, dtype: str, audio: np.ndarray, delay_tokens: int) -> dict[str, float]:
     """Feed a warm pipe at the speed of speech and time each token from the audio that completes it."""
-    pipe = Pipe(path, device, dtype, subprocess.PIPE)
+    pipe = hearing(path, device, dtype, subprocess.PIPE)
     samples = np.frombuffer(pcm(audio), "<i2")
     sent: list[float] = []
     arrived: list[tuple[int, float]] = []

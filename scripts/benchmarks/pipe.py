@@ -1,24 +1,42 @@
-"""The speech pipe as real processes, for measuring."""
+"""A pipe of commands as real processes, for measuring."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
-class Pipe:
-    """`vx-mel | vx-encode | vx-decode | vx-detok` as processes; what each needed is known after `wait`."""
+def hearing(path: str, device: str, dtype: str, source: Any) -> Pipe:
+    """Start speech recognition on a file, or on raw 16 kHz s16le that is written to `stdin` (subprocess.PIPE)."""
+    shared = ["-m", path, "--device", device, "--dtype", dtype]
+    commands = [
+        ["vx-mel", "--raw", "s16le:16000:1"] if source == subprocess.PIPE else ["vx-mel"],
+        ["vx-encode", *shared],
+        ["vx-decode", *shared],
+        ["vx-detok", "-m", path, "--format", "jsonl"],
+    ]
+    return Pipe(commands, source)
 
-    def __init__(self, path: str, device: str, dtype: str, source: Any) -> None:
-        """Start the pipe on a file, or on raw 16 kHz s16le that is written to `stdin` (source = subprocess.PIPE)."""
-        shared = ["-m", path, "--device", device, "--dtype", dtype]
-        commands = [
-            ["vx-mel", "--raw", "s16le:16000:1"] if source == subprocess.PIPE else ["vx-mel"],
-            ["vx-encode", *shared],
-            ["vx-decode", *shared],
-            ["vx-detok", "-m", path, "--format", "jsonl"],
-        ]
+
+def speaking(path: str, device: str, dtype: str, steps: int, max_frames: int) -> Pipe:
+    """Start speech synthesis on lines that are written to `stdin`; s16le samples come out."""
+    shared = ["-m", path, "--device", device]
+    commands = [
+        ["vx-tokenize", "-m", path],
+        ["vx-backbone", *shared, "--dtype", dtype, "--max-frames", str(max_frames), "-q"],
+        ["vx-flow", *shared, "--dtype", dtype, "-n", str(steps), "--seed", "1"],
+        ["vx-codec", *shared, "--format", "raw"],
+    ]
+    return Pipe(commands, subprocess.PIPE)
+
+
+class Pipe:
+    """Commands joined by pipes; what each needed is known after `wait`."""
+
+    def __init__(self, commands: Sequence[Sequence[str]], source: Any) -> None:
+        """Start the commands; `source` is the stdin of the first."""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._peaks_kb: dict[str, int] = {}
         for command in commands:
@@ -27,7 +45,7 @@ class Pipe:
                 source.close()
             self.processes[command[0]] = process
             source = process.stdout
-        self.stdin: Any = self.processes["vx-mel"].stdin
+        self.stdin: Any = self.processes[commands[0][0]].stdin
         self.stdout: Any = source
 
     def wait(self) -> dict[str, float]:

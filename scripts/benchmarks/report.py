@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import platform
+import resource
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -34,6 +38,24 @@ def machine() -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
     }
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_gb(device: torch.device) -> dict[str, float]:
+    """Return the peak memory of this process so far."""
+    import torch
+
+    figures = {"peak host GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    if device.type == "cuda":
+        figures["peak device GB"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return figures
 
 
 def show(results: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:

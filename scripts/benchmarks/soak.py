@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pipe import Pipe
+from benchmarks.pipe import Pipe, hearing
 from benchmarks.report import show
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def feed(pipe: Pipe, blocks: int) -> None:
 
 def soak(path: str, hours: float, report_s: float) -> dict[str, Any]:
     """Run the stream and return memory at the tenth, the middle and the end, and the tokens that came."""
-    pipe = Pipe(path, "cpu", "auto", subprocess.PIPE)
+    pipe = hearing(path, "cpu", "auto", subprocess.PIPE)
     blocks = int(hours * 3600 / BLOCK_S)
     threading.Thread(target=feed, args=(pipe, blocks), daemon=True).start()
     expected = blocks * BLOCK_S * RATE_HZ // TOKEN_SAMPLES + 11

@@ -20,7 +20,7 @@ from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.packed import Weight
 from voxtral_pipes.models.cache import RingKV, Span
 from voxtral_pipes.models.codes import CODE_OFFSET
-from voxtral_pipes.models.stack import Stack, StackState, recordable
+from voxtral_pipes.models.stack import Stack, StackState
 from voxtral_pipes.models.tts_shapes import CODE_TABLE, TEXT_TABLE
 
 POSITIONS_STEP = 1024
@@ -65,7 +65,7 @@ class Backbone:
         def run(x: Tensor, turn: Tensor, span: Span) -> Tensor:
             return self._run(kv, x, turn, span)
 
-        return StackState(kv, 0, run, recordable(run))
+        return StackState(kv, 0, run)
 
     @torch.inference_mode()
     def embed_prompt(self, ids: Tensor, voice: Tensor, placeholder: int) -> Tensor:

@@ -22,11 +22,18 @@ class Span:
     """Slots to look at; those beyond were never written."""
     mask: Tensor | None
     """bool [n, held], True where a query attends; None where it attends to all of them."""
+    position: Tensor | None = None
+    """int64 [1] on the device, where a kernel works out the rest of one position by itself."""
 
     @classmethod
     def of(cls, slots: Tensor, mask: Tensor) -> Span:
         """Make the form that has one shape for many positions, as CUDA graphs need it."""
         return cls(slots, mask.shape[1], mask)
+
+    @classmethod
+    def one(cls, position: Tensor) -> Span:
+        """Make the form that has one shape for all positions."""
+        return cls(position, 0, None, position)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Return slots and mask of a span that was made by `of`."""

@@ -21,7 +21,7 @@ from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.packed import Weight
 from voxtral_pipes.models.cache import RingKV, Span
 from voxtral_pipes.models.layers import Linear, time_embedding
-from voxtral_pipes.models.stack import Stack, StackState, recordable
+from voxtral_pipes.models.stack import Stack, StackState
 
 EMBEDDING = "mm_streams_embeddings.embedding_module.tok_embeddings.weight"
 
@@ -70,7 +70,7 @@ class Decoder:
         def run(audio: Tensor, tokens: Tensor, turn: Tensor, span: Span) -> Tensor:
             return self._run(kv, norms, audio, tokens, turn, span)
 
-        return StackState(kv, 0, run, recordable(run))
+        return StackState(kv, 0, run)
 
     @torch.inference_mode()
     def ffn_norms(self, delay_tokens: int) -> tuple[Tensor, ...]:

@@ -21,7 +21,7 @@ from voxtral_pipes.config import EncoderConfig
 from voxtral_pipes.kernels.packed import Weight
 from voxtral_pipes.models.cache import RingKV, Span
 from voxtral_pipes.models.layers import Linear, dense
-from voxtral_pipes.models.stack import Stack, StackState, recordable
+from voxtral_pipes.models.stack import Stack, StackState
 
 ROOT = "mm_streams_embeddings.embedding_module."
 WHISPER = f"{ROOT}whisper_encoder."
@@ -92,7 +92,7 @@ class Encoder:
         def run(mel: Tensor, turn: Tensor, span: Span) -> Tensor:
             return self._run(tails, kv, mel, turn, span)
 
-        return EncoderState(kv, 0, run, recordable(run), tails)
+        return EncoderState(kv, 0, run, tails)
 
     def warm(self, state: EncoderState) -> None:
         """Record the single step of a new state ahead of its first audio."""

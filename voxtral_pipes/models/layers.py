@@ -100,13 +100,29 @@ class Block:
         `turn` is complex64 [T, D / 2]; `ffn_norm` replaces the layer's own (the decoder folds its
         conditioning on the delay into it).
         """
-        x = x + self._attend(ops.rms_norm(x, self.attention_norm, self.norm_eps), turn, kv, layer, span)
-        norm = self.ffn_norm if ffn_norm is None else ffn_norm
-        m = ops.rms_norm(x, norm, self.norm_eps)
-        return x + self.w2(ops.swiglu(m, self.w1.weight, self.w3.weight))
+        x = ops.add_linear(x, self._attend(x, turn, kv, layer, span), self.wo.weight, self.wo.bias)
+        return self.feed_forward(x, self.ffn_norm if ffn_norm is None else ffn_norm)
 
-    def _attend(self, n: Tensor, turn: Tensor, kv: RingKV, layer: int, span: Span) -> Tensor:
+    def feed_forward(self, x: Tensor, norm: Tensor) -> Tensor:
+        """Run the second half of the layer, which sees one position at a time: x [..., dim] -> [..., dim]."""
+        m = ops.norm_swiglu(x, norm, self.norm_eps, self.w1.weight, self.w3.weight)
+        return ops.add_linear(x, m, self.w2.weight, self.w2.bias)
+
+    def decodes_with_triton(self, x: Tensor) -> bool:
+        """Tell whether one position x [1, 1, dim] can go through `ops.attend_one`."""
+        projections = (self.wq, self.wk, self.wv)
+        if any(projection.bias is not None for projection in projections):
+            return False
+        return ops.fits_triton_heads(x, self.head_dim, *(projection.weight for projection in projections))
+
+    def _attend(self, x: Tensor, turn: Tensor, kv: RingKV, layer: int, span: Span) -> Tensor:
+        if span.position is not None:
+            weights = dense(self.wq.weight), dense(self.wk.weight), dense(self.wv.weight)
+            ring = kv.keys[layer, 0], kv.values[layer, 0]
+            norm, eps = self.attention_norm, self.norm_eps
+            return ops.attend_one(x[0], norm, eps, weights, turn, *ring, span.position, kv.window)[None]
+        n = ops.rms_norm(x, self.attention_norm, self.norm_eps)
         q, k, v = (proj(n).unflatten(-1, (-1, self.head_dim)) for proj in (self.wq, self.wk, self.wv))
         keys = ops.rotate(k, turn).transpose(1, 2)
         all_keys, all_values = kv.write(layer, span, keys, v.transpose(1, 2))
-        return self.wo(ops.attention(ops.rotate(q, turn), all_keys, all_values, span.mask))
+        return ops.attention(ops.rotate(q, turn), all_keys, all_values, span.mask)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,13 +33,15 @@ class StackState:
     """Positions done; absolute, without end."""
     run: Run
     """Bound to this state's own tensors."""
-    graphs: Replayed
-    """On CUDA: `run` as graphs."""
+    graphs: Replayed = field(init=False)
+    """On CUDA: `run` as graphs, a span as its slots and mask."""
+    single: Replayed = field(init=False)
+    """On CUDA with Triton: `run` as one graph for any one position."""
 
-
-def recordable(run: Run) -> Replayed:
-    """Wrap `run` for CUDA, where a span travels as its slots and mask."""
-    return Replayed(lambda *inputs: run(*inputs[:-2], Span.of(*inputs[-2:])))
+    def __post_init__(self) -> None:
+        run = self.run
+        self.graphs = Replayed(lambda *inputs: run(*inputs[:-2], Span.of(*inputs[-2:])))
+        self.single = Replayed(lambda *inputs: run(*inputs[:-1], Span.one(inputs[-1])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Stack:
     norm_eps: float
     rotary: Rotary
     n_kv_heads: int
+    decodes_with_triton: bool
 
     @classmethod
     def of(
@@ -61,11 +64,13 @@ class Stack:
     ) -> Stack:
         """Take `PREFIXlayers.N.*` and `PREFIXnorm.weight`, all on one device."""
         norm = dense(tensors[f"{prefix}norm.weight"])
+        blocks = tuple(
+            Block.of(tensors, f"{prefix}layers.{i}.", config.head_dim, config.norm_eps)
+            for i in range(config.n_layers)
+        )
         return cls(
-            blocks=tuple(
-                Block.of(tensors, f"{prefix}layers.{i}.", config.head_dim, config.norm_eps)
-                for i in range(config.n_layers)
-            ),
+            blocks=blocks,
+            decodes_with_triton=all(block.decodes_with_triton(norm[None, None]) for block in blocks),
             norm=norm,
             norm_eps=config.norm_eps,
             rotary=Rotary(config.head_dim, config.rope_theta, norm.device),
@@ -101,6 +106,10 @@ class Stack:
         On CUDA by a graph, unless `record` is False: a length that hardly comes again is not worth one.
         """
         turn = self.rotary.at(state.position, steps)
+        if steps == 1 and self.decodes_with_triton and state.kv.keys.shape[1] == 1:
+            result = state.single(self.device, *inputs, turn, torch.tensor([state.position]))
+            state.position += 1
+            return result
         span = state.kv.span(state.position, steps)
         if self.device.type == "cuda" and record:
             result = state.graphs(self.device, *inputs, turn, *span.tensors())
