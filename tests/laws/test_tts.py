@@ -121,7 +121,7 @@ def test_any_cutting_of_hidden_states_gives_the_same_bytes(cuts: list[int]) -> N
 
 def test_a_row_goes_out_as_soon_as_its_hidden_state_has_come_and_back_before_that() -> None:
     back = Answered()
-    sent = []
+    sent: list[Frame] = []
 
     def watched() -> Iterator[Frame]:
         for frame in hidden_of(hidden(), range(20)):
