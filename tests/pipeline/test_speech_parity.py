@@ -8,8 +8,9 @@ call of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ Tensors = Mapping[str, torch.Tensor]
 TEXT = "Paris is a beautiful city, and the water is cold."
 VOICE = "casual_male"
 FRAMES = 30
-GRID = [(steps, guidance) for steps in (1, 3, 7) for guidance in (1.0, 1.2)]
+GRID = [(1, 1.0), (3, 1.2), (7, 1.0), (7, 1.2)]
+"""With those of `RUNS`, steps 1, 3 and 7 at guidance 1.0 and 1.2."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,20 @@ def speak(folder: Path, name: str) -> Spoken:
     return Spoken(home, config, steps, guidance, folder)
 
 
+@pytest.fixture(scope="module")
+def spoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Spoken]:
+    return cache(lambda name: speak(tmp_path_factory.mktemp(name), name))
+
+
 @pytest.fixture(scope="module", params=list(RUNS))
-def spoken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Spoken:
-    return speak(tmp_path_factory.mktemp(request.param), request.param)
+def spoken(request: pytest.FixtureRequest, spoke: Callable[[str], Spoken]) -> Spoken:
+    return spoke(request.param)
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Spoken:
-    """The pipe on safetensors, run again in other ways by several tests."""
-    return speak(tmp_path_factory.mktemp("odd"), "safetensors")
+def odd(spoke: Callable[[str], Spoken]) -> Spoken:
+    """The pipe on safetensors, of which several tests run a part again in other ways."""
+    return spoke("safetensors")
 
 
 # --- the backbone

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import random
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from id_streams import tekken_json
+from processes import environment
 
 from voxtral_pipes.errors import BadInputError, BadModelError
 from voxtral_pipes.formats.frame import FrameReader, encode
@@ -52,6 +55,14 @@ def test_ids_survive_the_pipe(published: Tekken) -> None:
     frames = [sent.open(0, {}), sent.data(0, Data(0, 0, ids=ids))]
     _, data = FrameReader(io.BytesIO(b"".join(map(encode, frames))))
     assert PromptIds().prompt(data.ids or [], 147, VOCAB) == GOLDEN
+
+
+def test_the_golden_from_the_command_line(published_file: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["vx-tokenize", "--ids", "--tokenizer", str(published_file)], input=f"{TEXT}\n".encode(), capture_output=True,
+        timeout=60, check=True, env=environment(None, XDG_CACHE_HOME=str(tmp_path)),
+    )  # fmt: skip
+    assert PromptIds().prompt([int(word) for word in done.stdout.split()], 147, VOCAB) == GOLDEN
 
 
 NAMES = {
