@@ -33,7 +33,7 @@ class Replayed:
 
     def __call__(self, device: torch.device, *inputs: Tensor) -> Tensor:
         """Call the function with `inputs`, which may lie on the host; the result is the caller's to keep."""
-        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        key = self._key(inputs)
         if key not in self._captured:
             # The first call chooses algorithms and fills caches, which must not happen inside a recording.
             self._captured[key] = None
@@ -47,6 +47,14 @@ class Replayed:
                 static.copy_(tensor)
         captured.graph.replay()
         return captured.output.clone()
+
+    def knows(self, *inputs: Tensor) -> bool:
+        """Tell whether inputs like these have been recorded."""
+        return self._captured.get(self._key(inputs)) is not None
+
+    @staticmethod
+    def _key(inputs: tuple[Tensor, ...]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+        return tuple((tensor.shape, tensor.dtype) for tensor in inputs)
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> _Captured:
         """Record one call; recording computes nothing."""

@@ -85,6 +85,7 @@ def one_process(model: Loaded, steps: int, frames: int) -> dict[str, float]:
 
     sampler = Sampler(model.flow, steps, GUIDANCE)
     state = model.codec.new_state()
+    model.codec.warm(state)
     started = time.perf_counter()
     hidden = model.speaker.begin(model.prompt, frames).cpu()
     prefill = 1e3 * (time.perf_counter() - started)

@@ -95,8 +95,7 @@ def test_minutes_of_speech_in_flat_memory() -> None:
 def state_bytes(stream: object) -> int:
     """Count the bytes that the tensors of a state keep alive, those behind views too."""
     state = stream._state  # type: ignore[attr-defined]
-    held = [state.latent_tail, state.out_tail, *state.up_tails.values(), *sum(state.keys.values(), ())]
-    return sum(tensor.untyped_storage().nbytes() for tensor in held)
+    return sum(tensor.untyped_storage().nbytes() for tensor in state.held.values())
 
 
 def test_an_end_without_streams_is_an_end() -> None:

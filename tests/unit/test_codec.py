@@ -31,7 +31,15 @@ from voxtral_pipes.config import CodecConfig
 from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.models import codec as module
 from voxtral_pipes.models.backbone import Backbone
-from voxtral_pipes.models.codec import Codec, CodecLayer, CodecState, alibi_slopes, fold_weight_norm
+from voxtral_pipes.models.codec import (
+    COLUMNS,
+    LATENTS,
+    Codec,
+    CodecLayer,
+    CodecState,
+    alibi_slopes,
+    fold_weight_norm,
+)
 from voxtral_pipes.models.layers import dense
 from voxtral_pipes.models.tts_shapes import UP_KERNEL, backbone_shapes, codec_shapes
 
@@ -123,7 +131,7 @@ def first_pad(pad: Callable[[Tensor], Tensor]) -> Callable[[pytest.MonkeyPatch],
         right = Codec._conv_first
 
         def wrong(model: Codec, state: CodecState, x: Tensor) -> Tensor:
-            state.latent_tail = pad(x)
+            state.hold(LATENTS, pad(x))
             return right(model, state, x)
 
         patch.setattr(Codec, "_conv_first", wrong)
@@ -138,7 +146,7 @@ def out_pad(pad: Callable[[Tensor], Tensor]) -> Callable[[pytest.MonkeyPatch], N
         right = Codec._conv_out
 
         def wrong(model: Codec, state: CodecState, x: Tensor) -> Tensor:
-            state.out_tail = pad(x)
+            state.hold(COLUMNS, pad(x))
             return right(model, state, x)
 
         patch.setattr(Codec, "_conv_out", wrong)
@@ -187,9 +195,10 @@ def norm_per_output(patch: pytest.MonkeyPatch) -> None:
 def first_outputs_dropped(patch: pytest.MonkeyPatch) -> None:
     """Drop the first outputs of a doubling where the last ones go: it then looks ahead."""
 
+    right = Codec._double
+
     def wrong(model: Codec, state: CodecState, number: int, x: Tensor) -> Tensor:
-        y = torch.nn.functional.conv_transpose1d(x, model.ups[number - 1], stride=2)
-        return y[:, :, 2:]
+        return right(model, state, number, torch.cat((x, torch.zeros_like(x[:, :, :1])), dim=2))[:, :, 2:]
 
     patch.setattr(Codec, "_double", wrong)
 
@@ -278,11 +287,10 @@ def test_the_state_stays_small() -> None:
     state = codec().new_state()
     for first in range(0, FRAMES, 5):
         _, state = codec().step(state, random_codes(SMALL_CODEC, FRAMES)[:, first : first + 5])
-    held = {where: keys.shape[2] for where, (keys, _) in state.keys.items()}
-    assert held == {(0, 0): 2, (1, 0): 4, (1, 1): 4, (2, 0): 8, (3, 0): 16, (3, 1): 16}
-    assert state.latent_tail is not None and state.latent_tail.shape[2] == 2
-    assert state.out_tail is not None and state.out_tail.shape[2] == 6
-    assert [tail.shape[2] for tail in state.up_tails.values()] == [1, 1, 1]
+    layers = {(0, 0): 2, (1, 0): 4, (1, 1): 4, (2, 0): 8, (3, 0): 16, (3, 1): 16}
+    expected = {(name, *where): keys for where, keys in layers.items() for name in ("keys", "values")}
+    expected |= {LATENTS: 2, COLUMNS: 6, **{("doubling", number, 0): 1 for number in (1, 2, 3)}}
+    assert {key: value.shape[2] for key, value in state.held.items()} == expected
 
 
 def test_folded_weights_are_read_as_well() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from voxtral_pipes.config import BackboneConfig
@@ -20,11 +21,13 @@ from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.packed import Weight
 from voxtral_pipes.models.cache import RingKV, Span
 from voxtral_pipes.models.codes import CODE_OFFSET
+from voxtral_pipes.models.prompt import MARKS
 from voxtral_pipes.models.stack import Stack, StackState
 from voxtral_pipes.models.tts_shapes import CODE_TABLE, TEXT_TABLE
 
-POSITIONS_STEP = 1024
-USUAL_TEXT = 64
+POSITIONS_STEP, PROMPT_STEP = 1024, 64
+USUAL_TEXT = 128
+"""Tokens of texts for which everything is ready on CUDA before the first one comes."""
 
 
 def code_offsets(config: BackboneConfig) -> Tensor:
@@ -62,8 +65,8 @@ class Backbone:
         """Begin `batch` streams of at most `max_positions` positions, prompt included."""
         kv = self.stack.new_kv(batch=batch, window=max_positions, max_step=1)
 
-        def run(x: Tensor, turn: Tensor, span: Span) -> Tensor:
-            return self._run(kv, x, turn, span)
+        def run(x: Tensor, last: Tensor, turn: Tensor, span: Span) -> Tensor:
+            return self._run(kv, x, last, turn, span)
 
         return StackState(kv, 0, run)
 
@@ -102,7 +105,24 @@ class Backbone:
             raise ValueError(
                 f"{state.position} + {x.shape[1]} positions in a state made for {state.kv.window}"
             )
-        return self.stack.advance(state, x.shape[1], x, record=x.shape[1] == 1), state
+        steps, last = x.shape[1], torch.tensor([x.shape[1] - 1])
+        return self.stack.advance(state, steps, x, last, record=steps == 1), state
+
+    @torch.inference_mode()
+    def prefill(self, state: StackState, x: Tensor, *, record: bool = False) -> tuple[Tensor, StackState]:
+        """Run a prompt [B, P, dim] at position 0 -> hidden [B, dim] of its last position.
+
+        On CUDA it is filled up to a length of which there are few, for which kernels are chosen and, with `record`,
+        graphs made: what is written behind the prompt is overwritten before it is seen.
+        """
+        positions = x.shape[1]
+        filled = min(-(-positions // PROMPT_STEP) * PROMPT_STEP, state.kv.window)
+        if self.stack.device.type != "cuda" or filled < positions:
+            return self.step(state, x)
+        x = F.pad(x, (0, 0, 0, filled - positions))
+        hidden = self.stack.advance(state, filled, x, torch.tensor([positions - 1]), record=record)
+        state.position = positions
+        return hidden, state
 
     def restart(self, state: StackState) -> None:
         """Begin new streams in a state that others have left: what they wrote is not seen."""
@@ -114,11 +134,11 @@ class Backbone:
         codes = torch.full((batch, 1, 1 + self.config.acoustic_dim), CODE_OFFSET)
         self.stack.warm(state, lambda: self.step(state, codes))
 
-    def _run(self, kv: RingKV, x: Tensor, turn: Tensor, span: Span) -> Tensor:
+    def _run(self, kv: RingKV, x: Tensor, last: Tensor, turn: Tensor, span: Span) -> Tensor:
         """Do the tensor work of a step, without the bookkeeping: it can be recorded."""
         if not x.is_floating_point():
             x = self.embed_codes(x)
-        return self.stack.normed(self.stack(x, kv, turn, span)[:, -1])
+        return self.stack.normed(self.stack(x, kv, turn, span).index_select(1, last)[:, 0])
 
 
 class Speaker:
@@ -136,16 +156,22 @@ class Speaker:
         self._state = backbone.new_state(self._round(len(voice) + USUAL_TEXT + max_frames))
         if backbone.stack.device.type == "cuda":
             backbone.warm(self._state)
-            self.begin([placeholder] * len(voice) + [0] * USUAL_TEXT, 1)
+            shortest = len(voice) + MARKS + 1
+            for positions in range(shortest, shortest + USUAL_TEXT + PROMPT_STEP, PROMPT_STEP):
+                for _ in range(2):
+                    self._prefill([placeholder] * len(voice) + [0] * (positions - len(voice)), record=True)
 
     def begin(self, ids: list[int], max_frames: int) -> Tensor:
         """Run a prompt for a stream of up to `max_frames` -> hidden [1, dim] of frame 0."""
         positions = len(ids) + max_frames - 1
         if positions > self._state.kv.window:
             self._state = self._backbone.new_state(self._round(positions))
+        return self._prefill(ids)
+
+    def _prefill(self, ids: list[int], *, record: bool = False) -> Tensor:
         self._backbone.restart(self._state)
         x = self._backbone.embed_prompt(torch.tensor(ids), self._voice, self._placeholder)
-        hidden, _ = self._backbone.step(self._state, x)
+        hidden, _ = self._backbone.prefill(self._state, x, record=record)
         return hidden
 
     def next(self, codes: list[int]) -> Tensor:

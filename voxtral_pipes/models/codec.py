@@ -10,7 +10,7 @@ doubling, the last W keys and values of each layer, six columns before the outpu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -19,15 +19,15 @@ from torch import Tensor
 
 from voxtral_pipes.config import CodecConfig
 from voxtral_pipes.kernels import dispatch as ops
+from voxtral_pipes.kernels.graphs import Replayed
 from voxtral_pipes.kernels.packed import Weight
-from voxtral_pipes.models.codes import CODE_OFFSET as CODE_OFFSET
+from voxtral_pipes.models.codes import CODE_OFFSET
 from voxtral_pipes.models.layers import Linear, dense
 from voxtral_pipes.models.tts_shapes import (
     BOOK,
     CODEC,
     FIRST_KERNEL,
     OUT_KERNEL,
-    UP_KERNEL,
     conv_names,
     gain_and_direction,
 )
@@ -35,18 +35,40 @@ from voxtral_pipes.models.tts_shapes import (
 USAGE_FLOOR = 1e-5
 
 
-@dataclass(slots=True)
-class CodecState:
-    """What one lockstep batch of streams carries; owned by its caller, changed only by `Codec.step`."""
+Key = tuple[str, int, int]
+"""What is carried, the stage, and the layer in it."""
+LATENTS: Key = ("latents", 0, 0)
+COLUMNS: Key = ("columns", 0, 0)
 
-    latent_tail: Tensor | None = None
-    """[B, latent, 2], the last latents; before the first frame there are none, and it is repeated."""
-    up_tails: dict[int, Tensor] = field(default_factory=dict)
-    """Per doubling [B, dim, 1], its last input column; absent: zero."""
-    keys: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Per (stage, layer) the last keys (normed) and values, [B, H, at most W, D]."""
-    out_tail: Tensor | None = None
-    """[B, dim, 6], the last columns before the output; before the first frame they are its own, mirrored."""
+
+class CodecState:
+    """What one lockstep batch of streams carries; owned by its caller, changed only by `Codec.step`.
+
+    `held` has what the next step reads; before the first frame, nothing:
+    LATENTS [B, latent, 2], the last latents; ("doubling", i, 0) [B, dim, 1], the last input column;
+    ("keys" or "values", stage, layer) [B, H, at most W, D], keys normed; COLUMNS [B, dim, 6], before the output.
+    """
+
+    def __init__(self, run: Callable[[CodecState, Tensor], Tensor]) -> None:
+        self.held: dict[Key, Tensor] = {}
+        self.frames = 0
+        self._places: dict[tuple[Key, torch.Size], Tensor] = {}
+        self.steady = Replayed(lambda codes: run(self, codes))
+        """On CUDA: one frame of a stream whose keys are all there, as a graph."""
+
+    def hold(self, key: Key, value: Tensor) -> None:
+        """Keep a copy, where the one of the same shape before it was: a graph finds it there again."""
+        place = self._places.get((key, value.shape))
+        if place is None:
+            place = self._places[key, value.shape] = value.clone()
+        else:
+            place.copy_(value)
+        self.held[key] = place
+
+    def restart(self) -> None:
+        """Begin new streams; the memory and the graph stay."""
+        self.held.clear()
+        self.frames = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +143,16 @@ class Codec:
     embedding: Tensor
     """[semantic_size, semantic_dim], float32."""
     first: Tensor
+    """[dim, latent * 3]: convolutions are products, which for a few columns cuDNN and oneDNN are slow at."""
     ups: tuple[Tensor, ...]
-    """Per doubling [in, out, 4]."""
+    """Per doubling [2 * dim, 2 * dim]: `x[t], x[t - 1]` to `y[2t], y[2t + 1]`."""
     out: Tensor
+    """[patch_samples, dim * 7]."""
     stages: tuple[tuple[CodecLayer, ...], ...]
     slopes: Tensor
     dtype: torch.dtype
+    _biases: dict[int, Tensor] = field(default_factory=dict)
+    """Per window, for one frame when all keys are there."""
 
     @classmethod
     def of(cls, tensors: Mapping[str, Weight], config: CodecConfig) -> Codec:
@@ -142,9 +168,9 @@ class Codec:
         return cls(
             config=config,
             embedding=dense(tensors[f"{BOOK}embedding_sum"]).float() / usage[:, None],
-            first=first.to(dtype),
-            ups=tuple(weight.to(dtype) for weight in ups),
-            out=out.to(dtype),
+            first=first.flatten(1).to(dtype),
+            ups=tuple(_doubling(weight).to(dtype) for weight in ups),
+            out=out.flatten(1).to(dtype),
             stages=stages,
             slopes=alibi_slopes(config.n_heads).to(usage.device),
             dtype=dtype,
@@ -152,7 +178,15 @@ class Codec:
 
     def new_state(self) -> CodecState:
         """Begin a batch of streams; its size is that of the first codes."""
-        return CodecState()
+        return CodecState(self._run)
+
+    def warm(self, state: CodecState) -> None:
+        """Record the step of a new state ahead of its first frame; nothing to do on the CPU."""
+        if self.embedding.is_cuda:
+            codes = torch.full((1, 1, 1 + self.config.acoustic_dim), CODE_OFFSET)
+            for _ in range(self.config.first_window + 2):
+                self.step(state, codes)
+            state.restart()
 
     @torch.inference_mode()
     def step(self, state: CodecState, codes: Tensor) -> tuple[Tensor, CodecState]:
@@ -161,6 +195,16 @@ class Codec:
         Samples are not clipped and can exceed 1.  The result is the same for any division into steps, up to
         rounding.  END_AUDIO frames are not for here.
         """
+        device = self.embedding.device
+        if device.type == "cuda" and codes.shape[1] == 1 and state.frames >= self.config.first_window:
+            samples = state.steady(device, codes)
+        else:
+            samples = self._run(state, codes.to(device))
+        state.frames += codes.shape[1]
+        return samples, state
+
+    def _run(self, state: CodecState, codes: Tensor) -> Tensor:
+        """Do the tensor work of a step, without the bookkeeping: it can be recorded."""
         x = self._conv_first(state, self.latents(codes).transpose(1, 2)).transpose(1, 2)
         for number, stage in enumerate(self.stages):
             if number:
@@ -171,7 +215,7 @@ class Codec:
                 m = ops.rms_norm(x, layer.ffn_norm, self.config.norm_eps)
                 x = x + layer.ffn_scale * layer.w2(ops.swiglu(m, layer.w1.weight, layer.w3.weight))
         patches = self._conv_out(state, x.transpose(1, 2))
-        return patches.transpose(1, 2).flatten(1).float(), state
+        return patches.transpose(1, 2).flatten(1).float()
 
     def latents(self, codes: Tensor) -> Tensor:
         """Turn codes [B, n, 1 + acoustic_dim] into latents [B, n, semantic_dim + acoustic_dim]."""
@@ -180,30 +224,32 @@ class Codec:
         return torch.cat((self.embedding[bare[..., 0]], acoustic), dim=-1).to(self.dtype)
 
     def _conv_first(self, state: CodecState, x: Tensor) -> Tensor:
-        tail = state.latent_tail
+        """[B, latent, T] to [B, dim, T]; the first latent is repeated before the first frame."""
+        tail = state.held.get(LATENTS)
         if tail is None:
             tail = x[:, :, :1].expand(-1, -1, FIRST_KERNEL - 1)
         x = torch.cat((tail, x), dim=2)
-        state.latent_tail = x[:, :, -(FIRST_KERNEL - 1) :].clone()
-        return F.conv1d(x, self.first)
+        state.hold(LATENTS, x[:, :, -(FIRST_KERNEL - 1) :])
+        return _convolve(x, self.first, FIRST_KERNEL)
 
     def _double(self, state: CodecState, number: int, x: Tensor) -> Tensor:
         """[B, dim, T] to [B, dim, 2 T]: `y[2t + j] = x[t] W[j] + x[t - 1] W[j + 2]`."""
-        tail = state.up_tails.get(number)
+        tail = state.held.get(("doubling", number, 0))
         if tail is None:
             tail = torch.zeros_like(x[:, :, :1])
-        state.up_tails[number] = x[:, :, -1:].clone()
-        stride = UP_KERNEL // 2
-        y = F.conv_transpose1d(torch.cat((tail, x), dim=2), self.ups[number - 1], stride=stride)
-        return y[:, :, stride : stride + stride * x.shape[2]]
+        before = torch.cat((tail, x[:, :, :-1]), dim=2)
+        state.hold(("doubling", number, 0), x[:, :, -1:])
+        y = F.linear(torch.cat((x, before), dim=1).transpose(1, 2), self.ups[number - 1])
+        return y.unflatten(2, (2, -1)).flatten(1, 2).transpose(1, 2)
 
     def _conv_out(self, state: CodecState, x: Tensor) -> Tensor:
-        tail = state.out_tail
+        """[B, dim, T] to [B, patch_samples, T]; the first frame's own columns are mirrored before it."""
+        tail = state.held.get(COLUMNS)
         if tail is None:
             tail = x[:, :, 1:OUT_KERNEL].flip(2)
         x = torch.cat((tail, x), dim=2)
-        state.out_tail = x[:, :, -(OUT_KERNEL - 1) :].clone()
-        return F.conv1d(x, self.out)
+        state.hold(COLUMNS, x[:, :, -(OUT_KERNEL - 1) :])
+        return _convolve(x, self.out, OUT_KERNEL)
 
     def _attend(
         self, state: CodecState, where: tuple[int, int], layer: CodecLayer, x: Tensor, window: int
@@ -213,15 +259,38 @@ class Codec:
         eps = self.config.qk_norm_eps
         q, k = ops.rms_norm(layer.wq(n), layer.q_norm, eps), ops.rms_norm(layer.wk(n), layer.k_norm, eps)
         q, k, v = (t.unflatten(-1, (self.config.n_heads, -1)).transpose(1, 2) for t in (q, k, layer.wv(n)))
-        if where in state.keys:
-            held_k, held_v = state.keys[where]
-            k, v = torch.cat((held_k, k), dim=2), torch.cat((held_v, v), dim=2)
-        state.keys[where] = k[:, :, -window:].clone(), v[:, :, -window:].clone()
-        steps, seen = q.shape[2], k.shape[2]
-        ahead = (
-            torch.arange(seen, device=x.device) - torch.arange(seen - steps, seen, device=x.device)[:, None]
-        )
-        outside = (ahead > 0) | (ahead < -window)
-        bias = (self.slopes[:, None, None] * ahead).masked_fill(outside, -torch.inf)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        for name, new in (("keys", k), ("values", v)):
+            before = state.held.get((name, *where))
+            joined = new if before is None else torch.cat((before, new), dim=2)
+            state.hold((name, *where), joined[:, :, -window:])
+            k, v = (joined, v) if name == "keys" else (k, joined)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q.shape[2], k.shape[2], window))
         return layer.wo(mixed.transpose(1, 2).flatten(2))
+
+    def _bias(self, steps: int, seen: int, window: int) -> Tensor:
+        """Return what ALiBi adds to the scores of the last `steps` of `seen` keys, [H, steps, seen]."""
+        steady = steps * self.config.first_window == window and seen == steps + window
+        known = self._biases.get(window) if steady else None
+        if known is None:
+            keys = torch.arange(seen, device=self.slopes.device)
+            ahead = keys - keys[seen - steps :, None]
+            outside = (ahead > 0) | (ahead < -window)
+            bias: Tensor = (
+                (self.slopes[:, None, None] * ahead).masked_fill(outside, -torch.inf).to(self.dtype)
+            )
+            if steady:
+                self._biases[window] = bias
+            return bias
+        return known
+
+
+def _convolve(x: Tensor, weight: Tensor, kernel: int) -> Tensor:
+    """Convolve [B, C, T + kernel - 1] with weight [M, C * kernel]: [B, M, T]."""
+    columns = x.unfold(2, kernel, 1).permute(0, 2, 1, 3).flatten(2)
+    return F.linear(columns, weight).transpose(1, 2)
+
+
+def _doubling(weight: Tensor) -> Tensor:
+    """Turn the weight of a doubling, [in, out, 4], into the matrix of `Codec.ups`, [2 out, 2 in]."""
+    now, before = weight[:, :, :2], weight[:, :, 2:]
+    return torch.cat((now, before)).permute(2, 1, 0).flatten(0, 1)

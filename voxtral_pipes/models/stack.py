@@ -103,7 +103,8 @@ class Stack:
     def advance(self, state: StackState, steps: int, *inputs: Tensor, record: bool = True) -> Tensor:
         """Run the next `steps` positions and return what `state.run` makes of the inputs.
 
-        On CUDA by a graph, unless `record` is False: a length that hardly comes again is not worth one.
+        On CUDA by a graph; with `record` False only by one that is there: a length that hardly comes again is not
+        worth a new one.
         """
         turn = self.rotary.at(state.position, steps)
         if steps == 1 and self.decodes_with_triton and state.kv.keys.shape[1] == 1:
@@ -111,7 +112,7 @@ class Stack:
             state.position += 1
             return result
         span = state.kv.span(state.position, steps)
-        if self.device.type == "cuda" and record:
+        if self.device.type == "cuda" and (record or state.graphs.knows(*inputs, turn, *span.tensors())):
             result = state.graphs(self.device, *inputs, turn, *span.tensors())
         elif self.device.type == "cuda":
             placed = Span.of(*(tensor.to(self.device) for tensor in span.tensors()))

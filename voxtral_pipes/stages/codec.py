@@ -6,8 +6,8 @@ are cut into frames, so that rounding does not depend on the cutting.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ import torch
 from voxtral_pipes.config import CodecConfig
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, Tensor
-from voxtral_pipes.models.codec import Codec
-from voxtral_pipes.models.codes import CODE_OFFSET, END_AUDIO, check_row
+from voxtral_pipes.models.codec import Codec, CodecState
+from voxtral_pipes.models.codes import END_AUDIO, check_row
 from voxtral_pipes.stages.base import Hello, Output
 
 NAME, NEEDS = "vx-codec", "codes"
@@ -34,27 +34,34 @@ class CodecStage:
     model: Mapping[str, str] | None = None
     name: str = NAME
     needs: str = NEEDS
+    _idle: list[CodecState] = field(default_factory=list)
+    """States that streams have left: on CUDA each has its graph, which is dear to make."""
 
     def hello(self) -> Hello:
         """Describe the output: samples, a row for each frame of codes."""
         return Hello({"audio": {"d": "f32", "h": [-1, self.codec.config.frame_samples]}}, self.model)
 
     def prepare(self) -> None:
-        """Decode a frame for nothing on CUDA, where the first one waits for libraries to be set up."""
-        if self.codec.embedding.is_cuda:
-            CodecStream(self.codec).decode(np.full(_width(self.codec.config), CODE_OFFSET, np.uint16))
+        """Have the step of the first stream ready on CUDA, where the first ones wait for libraries and graphs."""
+        state = self.codec.new_state()
+        self.codec.warm(state)
+        self._idle.append(state)
 
     def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[CodecStream, Mapping[str, Any]]:
         """Begin a stream."""
-        return CodecStream(self.codec), meta
+        state = self._idle.pop() if self._idle else self.codec.new_state()
+        state.restart()
+        return CodecStream(self.codec, state, self._idle.append), meta
 
 
 class CodecStream:
     """One stream: the state of the codec and the number of frames decoded."""
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, state: CodecState, leave: Callable[[CodecState], None]) -> None:
+        """Take a state that nobody else uses; `leave` gets it back."""
         self._codec = codec
-        self._state = codec.new_state()
+        self._state = state
+        self._leave = leave
         self._frames = 0
         self.done = False
 
@@ -68,6 +75,7 @@ class CodecStream:
         for row in take_codes(frame, _width(self._codec.config)):
             self.done = self._ends(row)
             if self.done:
+                self._leave(self._state)
                 return
             audio = self.decode(row)
             yield Output(samples * self._frames, samples, {"audio": Tensor.of(audio)})
@@ -78,11 +86,12 @@ class CodecStream:
 
     def flush(self) -> Iterator[Output]:
         """Nothing is held back."""
+        self._leave(self._state)
         yield from ()
 
     def decode(self, row: Codes) -> npt.NDArray[np.float32]:
         """Decode the next frame, uint16 [37], to float32 [1, 1920]; not clipped."""
-        codes = torch.from_numpy(row.astype(np.int64)).to(self._codec.embedding.device)
+        codes = torch.from_numpy(row.astype(np.int64))
         samples, self._state = self._codec.step(self._state, codes[None, None])
         audio: npt.NDArray[np.float32] = samples.cpu().numpy()
         if not np.isfinite(audio).all():
