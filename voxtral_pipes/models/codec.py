@@ -239,8 +239,9 @@ class Codec:
             tail = torch.zeros_like(x[:, :, :1])
         before = torch.cat((tail, x[:, :, :-1]), dim=2)
         state.hold(("doubling", number, 0), x[:, :, -1:])
-        y = F.linear(torch.cat((x, before), dim=1).transpose(1, 2), self.ups[number - 1])
-        return y.unflatten(2, (2, -1)).flatten(1, 2).transpose(1, 2)
+        pairs = F.linear(torch.cat((x, before), dim=1).transpose(1, 2), self.ups[number - 1])
+        y: Tensor = pairs.unflatten(2, (2, -1)).flatten(1, 2)
+        return y.transpose(1, 2)
 
     def _conv_out(self, state: CodecState, x: Tensor) -> Tensor:
         """[B, dim, T] to [B, patch_samples, T]; the first frame's own columns are mirrored before it."""
