@@ -34,6 +34,9 @@ case " $* " in
     *) exec cat "$TALK" ;;
 esac
 """
+APLAY = """#!/bin/sh
+exec cat > /dev/null
+"""
 
 
 def blocks(page: Path, kind: str) -> list[str]:
@@ -58,7 +61,7 @@ COMMANDS = [page for page in PAGES if page.suffix == ".1"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Make models, a recording, codes and a recorder; return the environment that the examples run in."""
+    """Make models, a recording, codes, a book, a recorder and a player; return the environment of the examples."""
     root = tmp_path_factory.mktemp("world")
     for family in ("asr", "tts"):
         subprocess.run(
@@ -66,14 +69,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             check=True, capture_output=True, timeout=WAIT_S,
         )  # fmt: skip
     (root / "codes.vx").write_bytes(spoken(sound(5)))
+    (root / "book.txt").write_text("It was late.\n\nThe rain had stopped.\n")
     tone = np.sin(np.arange(16000) * (2 * np.pi * 440 / 16000)) * 8000
     with wave.open(str(root / "talk.wav"), "wb") as talk:
         talk.setparams((1, 2, 16000, 0, "NONE", ""))
         talk.writeframes(tone.astype("<i2").tobytes())
     (root / "bin").mkdir()
-    recorder = root / "bin" / "arecord"
-    recorder.write_text(ARECORD)
-    recorder.chmod(0o755)
+    for name, script in (("arecord", ARECORD), ("aplay", APLAY)):
+        (root / "bin" / name).write_text(script)
+        (root / "bin" / name).chmod(0o755)
     # Commands of this checkout, by the interpreter that runs the tests.
     path = f"{root / 'bin'}:{Path(sys.executable).parent}:{ROOT / 'bin'}:{os.environ['PATH']}"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VX_")}
@@ -84,13 +88,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "VX_TTS_MODEL": str(root / "tts"),
         "TALK": str(root / "talk.wav"),
         "CODES": str(root / "codes.vx"),
+        "BOOK": str(root / "book.txt"),
     }
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_examples_run(name: str, world: dict[str, str], tmp_path: Path) -> None:
     example = RUNNABLE[name]
-    for given in ("TALK", "CODES"):
+    for given in ("TALK", "CODES", "BOOK"):
         shutil.copy(world[given], tmp_path)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", example],
