@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ LAYERS = ("formats", "kernels", "models", "stages", "cli")
 LEAVES = {"voxtral_pipes.errors", "voxtral_pipes.config"}
 HEAVY = {"numpy", "torch", "triton", "safetensors", "gguf", "soxr", "tiktoken", "matplotlib", "transformers"}
 MAX_LINES = 450
+# They share or do without what the others have in a module of their own name in `models`.
+WITHOUT_NETWORK = {"vx-tokenize", "vx-detok", "vx-peek"}
 
 FOLDERS = {
     "voxtral_pipes": ROOT / "voxtral_pipes",
@@ -131,7 +134,19 @@ def test_every_command_has_all_its_parts() -> None:
     scripts = {Path(name).name for name in project()["tool"]["setuptools"]["script-files"]}
     on_disk = {path.name for path in (ROOT / "bin").iterdir()}
     pages = {path.stem for path in (ROOT / "man").glob("*.1")}
-    assert scripts == on_disk == pages == commands()
+    told = set(re.findall(r"^\| `(vx-\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert scripts == on_disk == pages == told == commands()
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_every_command_is_a_column(command: str) -> None:
+    name = command.removeprefix("vx-")
+    layers = ("stages", "cli") if command in WITHOUT_NETWORK else ("models", "stages", "cli")
+    parts = [f"voxtral_pipes/{layer}/{name}.py" for layer in layers]
+    parts += [f"bin/{command}", f"man/{command}.1", f"tests/cli/test_{name}.py"]
+    assert [part for part in parts if not (ROOT / part).is_file()] == []
+    called = set(imports(ast.parse((ROOT / "voxtral_pipes" / "cli" / f"{name}.py").read_text())))
+    assert f"voxtral_pipes.stages.{name}" in called
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "bin").iterdir()), ids=lambda path: str(path.name))
