@@ -1,7 +1,8 @@
 """CUDA graphs: a step of hundreds of small launches becomes one.
 
 At batch 1 a decoder step is bound by the time the CPU takes to launch its kernels, not by the kernels.  A graph
-holds addresses, so it belongs to the state whose ring and tails the step writes in place.
+holds addresses, so it belongs to the state whose ring and tails the step writes in place.  Copies from and to the host
+are part of it: where several processes share a GPU, each separate submission may wait for its turn.
 """
 
 from __future__ import annotations
@@ -12,54 +13,75 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_Key = tuple[tuple[torch.Size, torch.dtype, bool], ...]
+
 
 @dataclass(slots=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor, ...]
+    staged: tuple[Tensor, ...]
+    """What the graph reads: pinned for inputs on the host, else on the device."""
+    given: tuple[Tensor, ...]
+    """Where it copies that to; outside of the graph's own memory, so it must be kept."""
     output: Tensor
+    done: torch.cuda.Event
+    """The last replay: what is staged must not change before it."""
 
 
 class Replayed:
-    """A function of CUDA tensors, recorded on the second call with like inputs and replayed from then on.
+    """A function of tensors, recorded on the second call with like inputs and replayed from then on.
 
-    The function may write in place to tensors it closes over, must not read anything back to the host, and must
-    do the same for inputs of the same shapes and dtypes; then a replay computes what a call would, bit for bit.
+    The function gets its inputs on the device.  It may write in place to tensors it closes over, must not read
+    anything back to the host, and must do the same for inputs of the same shapes and dtypes; then a replay computes
+    what a call would, bit for bit.  With `to_host` the result comes back on the host.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor], *, to_host: bool = False) -> None:
         self._function = function
-        self._captured: dict[tuple[tuple[torch.Size, torch.dtype], ...], _Captured | None] = {}
+        self._to_host = to_host
+        self._seen: dict[_Key, Tensor] = {}
+        """What calls gave that have not been recorded; only shape and dtype matter."""
+        self._captured: dict[_Key, _Captured] = {}
 
     def __call__(self, device: torch.device, *inputs: Tensor) -> Tensor:
         """Call the function with `inputs`, which may lie on the host; the result is the caller's to keep."""
         key = self._key(inputs)
-        if key not in self._captured:
+        captured = self._captured.get(key)
+        if captured is None and key not in self._seen:
             # The first call chooses algorithms and fills caches, which must not happen inside a recording.
-            self._captured[key] = None
-            return self._function(*(tensor.to(device) for tensor in inputs))
-        captured = self._captured[key]
+            result = self._function(*(tensor.to(device) for tensor in inputs))
+            self._seen[key] = torch.empty_like(result, device="meta")
+            return result.cpu() if self._to_host else result
         if captured is None:
-            captured = self._capture(tuple(tensor.to(device, copy=True) for tensor in inputs))
-            self._captured[key] = captured
-        else:
-            for static, tensor in zip(captured.inputs, inputs, strict=True):
-                static.copy_(tensor)
+            captured = self._captured[key] = self._capture(device, inputs, self._seen.pop(key))
+        captured.done.synchronize()
+        for staged, tensor in zip(captured.staged, inputs, strict=True):
+            staged.copy_(tensor)
         captured.graph.replay()
+        captured.done.record()
+        if self._to_host:
+            captured.done.synchronize()
         return captured.output.clone()
 
     def knows(self, *inputs: Tensor) -> bool:
         """Tell whether inputs like these have been recorded."""
-        return self._captured.get(self._key(inputs)) is not None
+        return self._key(inputs) in self._captured
 
     @staticmethod
-    def _key(inputs: tuple[Tensor, ...]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
-        return tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+    def _key(inputs: tuple[Tensor, ...]) -> _Key:
+        return tuple((tensor.shape, tensor.dtype, tensor.is_cuda) for tensor in inputs)
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> _Captured:
-        """Record one call; recording computes nothing."""
-        pool = next((known.graph.pool() for known in self._captured.values() if known), None)
+    def _capture(self, device: torch.device, inputs: tuple[Tensor, ...], result: Tensor) -> _Captured:
+        """Record one call, which will give something like `result`; recording computes nothing."""
+        pool = next((known.graph.pool() for known in self._captured.values()), None)
+        staged = tuple(torch.empty_like(tensor, pin_memory=not tensor.is_cuda) for tensor in inputs)
+        given = tuple(torch.empty_like(tensor, device=device) for tensor in inputs)
+        host = torch.empty_like(result, device="cpu", pin_memory=True) if self._to_host else None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
-            output = self._function(*inputs)
-        return _Captured(graph, inputs, output)
+            for target, source in zip(given, staged, strict=True):
+                target.copy_(source, non_blocking=True)
+            output = self._function(*given)
+            if host is not None:
+                host.copy_(output, non_blocking=True)
+        return _Captured(graph, staged, given, output if host is None else host, torch.cuda.Event())

@@ -56,7 +56,7 @@ def test_a_step_that_would_evict_what_it_needs_is_refused() -> None:
 @pytest.mark.parametrize("position", [0, 1023, 131_000, 524_288, 10**10])
 def test_angles_are_exact_at_any_position(position: int) -> None:
     """Computed in float64 from the integer, by another route: the C library's cos and sin of the reduced angle."""
-    turn = Rotary(head_dim=8, theta=1e6, device=torch.device("cpu")).at(position, 3)
+    turn = Rotary(head_dim=8, theta=1e6).at(position, 3)
     for row in range(3):
         for i in range(4):
             angle = math.fmod((position + row) * 1e6 ** (-2 * i / 8), 2 * math.pi)
@@ -64,7 +64,7 @@ def test_angles_are_exact_at_any_position(position: int) -> None:
 
 
 def test_angles_keep_few_blocks() -> None:
-    rotary = Rotary(8, 1e6, torch.device("cpu"))
+    rotary = Rotary(8, 1e6)
     for position in range(0, 100 * Rotary.BLOCK, Rotary.BLOCK // 2):
         rotary.at(position, 8)
     assert len(rotary._blocks) == Rotary.KEEP

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +66,11 @@ class Backbone:
         """Begin `batch` streams of at most `max_positions` positions, prompt included."""
         kv = self.stack.new_kv(batch=batch, window=max_positions, max_step=1)
 
-        def run(x: Tensor, last: Tensor, turn: Tensor, span: Span) -> Tensor:
-            return self._run(kv, x, last, turn, span)
+        def run(x: Tensor, *rest: Any) -> Tensor:
+            *last, turn, span = rest
+            return self._run(kv, x, last[0] if last else None, turn, span)
 
-        return StackState(kv, 0, run)
+        return StackState(kv, 0, run, to_host=True)
 
     @torch.inference_mode()
     def embed_prompt(self, ids: Tensor, voice: Tensor, placeholder: int) -> Tensor:
@@ -105,8 +107,7 @@ class Backbone:
             raise ValueError(
                 f"{state.position} + {x.shape[1]} positions in a state made for {state.kv.window}"
             )
-        steps, last = x.shape[1], torch.tensor([x.shape[1] - 1])
-        return self.stack.advance(state, steps, x, last, record=steps == 1), state
+        return self.stack.advance(state, x.shape[1], x, record=x.shape[1] == 1), state
 
     @torch.inference_mode()
     def prefill(self, state: StackState, x: Tensor, *, record: bool = False) -> tuple[Tensor, StackState]:
@@ -134,11 +135,12 @@ class Backbone:
         codes = torch.full((batch, 1, 1 + self.config.acoustic_dim), CODE_OFFSET)
         self.stack.warm(state, lambda: self.step(state, codes))
 
-    def _run(self, kv: RingKV, x: Tensor, last: Tensor, turn: Tensor, span: Span) -> Tensor:
+    def _run(self, kv: RingKV, x: Tensor, last: Tensor | None, turn: Tensor, span: Span) -> Tensor:
         """Do the tensor work of a step, without the bookkeeping: it can be recorded."""
         if not x.is_floating_point():
             x = self.embed_codes(x)
-        return self.stack.normed(self.stack(x, kv, turn, span).index_select(1, last)[:, 0])
+        y = self.stack(x, kv, turn, span)
+        return self.stack.normed(y[:, -1] if last is None else y.index_select(1, last)[:, 0])
 
 
 class Speaker:

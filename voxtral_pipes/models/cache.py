@@ -136,13 +136,12 @@ class Rotary:
     BLOCK = 1024
     KEEP = 4
 
-    def __init__(self, head_dim: int, theta: float, device: torch.device) -> None:
+    def __init__(self, head_dim: int, theta: float) -> None:
         self._rates = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        self._device = device
         self._blocks: OrderedDict[int, Tensor] = OrderedDict()
 
     def at(self, position: int, steps: int) -> Tensor:
-        """Return complex64 [steps, D / 2] for positions from `position` on."""
+        """Return complex64 [steps, D / 2] for positions from `position` on, on the host."""
         first, last = position // self.BLOCK, (position + steps - 1) // self.BLOCK
         pieces = [self._block(number) for number in range(first, last + 1)]
         table = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -154,7 +153,7 @@ class Rotary:
         if block is None:
             positions = torch.arange(number * self.BLOCK, (number + 1) * self.BLOCK, dtype=torch.float64)
             angles = torch.outer(positions, self._rates)
-            block = torch.polar(torch.ones_like(angles), angles).to(torch.complex64).to(self._device)
+            block = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
             self._blocks[number] = block
             while len(self._blocks) > self.KEEP:
                 self._blocks.popitem(last=False)

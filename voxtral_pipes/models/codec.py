@@ -53,7 +53,7 @@ class CodecState:
         self.held: dict[Key, Tensor] = {}
         self.frames = 0
         self._places: dict[tuple[Key, torch.Size], Tensor] = {}
-        self.steady = Replayed(lambda codes: run(self, codes))
+        self.steady = Replayed(lambda codes: run(self, codes), to_host=True)
         """On CUDA: one frame of a stream whose keys are all there, as a graph."""
 
     def hold(self, key: Key, value: Tensor) -> None:

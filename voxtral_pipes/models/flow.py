@@ -176,7 +176,8 @@ class Sampler:
         self._steps = steps
         self._guidance = guidance
         self._graphs = {
-            allow_end: Replayed(partial(self._run, allow_end=allow_end)) for allow_end in (True, False)
+            allow_end: Replayed(partial(self._run, allow_end=allow_end), to_host=True)
+            for allow_end in (True, False)
         }
         if flow.device.type == "cuda":
             hidden = torch.zeros(1, flow.config.input_dim, dtype=flow.dtype)

@@ -33,6 +33,8 @@ class StackState:
     """Positions done; absolute, without end."""
     run: Run
     """Bound to this state's own tensors."""
+    to_host: bool = field(default=False, kw_only=True)
+    """What one position gives is wanted on the host."""
     graphs: Replayed = field(init=False)
     """On CUDA: `run` as graphs, a span as its slots and mask."""
     single: Replayed = field(init=False)
@@ -41,7 +43,7 @@ class StackState:
     def __post_init__(self) -> None:
         run = self.run
         self.graphs = Replayed(lambda *inputs: run(*inputs[:-2], Span.of(*inputs[-2:])))
-        self.single = Replayed(lambda *inputs: run(*inputs[:-1], Span.one(inputs[-1])))
+        self.single = Replayed(lambda *inputs: run(*inputs[:-1], Span.one(inputs[-1])), to_host=self.to_host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Stack:
             decodes_with_triton=all(block.decodes_with_triton(norm[None, None]) for block in blocks),
             norm=norm,
             norm_eps=config.norm_eps,
-            rotary=Rotary(config.head_dim, config.rope_theta, norm.device),
+            rotary=Rotary(config.head_dim, config.rope_theta),
             n_kv_heads=config.n_kv_heads,
         )
 
@@ -116,7 +118,7 @@ class Stack:
             result = state.graphs(self.device, *inputs, turn, *span.tensors())
         elif self.device.type == "cuda":
             placed = Span.of(*(tensor.to(self.device) for tensor in span.tensors()))
-            result = state.run(*(tensor.to(self.device) for tensor in inputs), turn, placed)
+            result = state.run(*(tensor.to(self.device) for tensor in (*inputs, turn)), placed)
         else:
             result = state.run(*inputs, turn, span)
         state.position += steps

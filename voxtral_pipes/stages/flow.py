@@ -106,6 +106,8 @@ class FlowStream:
         self._stream = stream
         self._number = number
         self._frame = 0
+        self._drawn: tuple[int, npt.NDArray[np.float32]] | None = None
+        """A frame and its noise, drawn ahead of its hidden state."""
         self.done = False
 
     def push(self, frame: Frame) -> Iterator[Output]:
@@ -138,11 +140,21 @@ class FlowStream:
             tick = FRAME_TICKS * self._frame
             self._frame += 1
             yield Output(tick, FRAME_TICKS, {"codes": Tensor.of(np.array([row], dtype=np.uint16))})
+            self._draw()  # while the backbone is at work
+
+    def _draw(self) -> None:
+        options = self._stage.options
+        if options.noise is None:
+            width = self._stage.config.acoustic_dim
+            self._drawn = self._frame, frame_noise(options.seed, self._stream, self._frame, width)
 
     def _noise(self) -> npt.NDArray[np.float32]:
         options = self._stage.options
         if options.noise is None:
-            return frame_noise(options.seed, self._stream, self._frame, self._stage.config.acoustic_dim)
+            if self._drawn is None or self._drawn[0] != self._frame:
+                self._draw()
+            assert self._drawn is not None
+            return self._drawn[1]
         if self._number > 1:
             # Not said when the stream is opened: vx-backbone may still be waiting for codes of another one.
             raise BadInputError(

@@ -1,0 +1,67 @@
+"""The Triton kernels over odd shapes, in Triton's interpreter: float16, since its bfloat16 is not to be trusted."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+from triton_cases import Cases
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # read when the kernels are imported, which `Cases` does when it is used
+    )
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed here"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs them on the device itself"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, of the rows that are not there
+]
+
+TOLERANCE = 4e-3
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def cases() -> Cases:
+    return Cases(CPU, torch.float16)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "n_in", "n_out"), [(1, 96, 80), (1, 1300, 7), (2, 300, 36), (6, 530, 50), (16, 64, 17)]
+)
+def test_products_of_a_few_rows(
+    cases: Cases, rows: int, n_in: int, n_out: int, norm: bool, gated: bool, residual: bool
+) -> None:
+    assert cases.linear_rows(rows, n_in, n_out, norm=norm, gated=gated, residual=residual) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "width", "n_in", "capacity", "window", "positions"),
+    [(6, 2, 16, 96, 20, 15, 28), (3, 3, 32, 50, 9, 9, 12), (4, 1, 16, 40, 200, 200, 3)],
+)
+def test_one_position_of_attention(
+    cases: Cases, heads: int, groups: int, width: int, n_in: int, capacity: int, window: int, positions: int
+) -> None:
+    assert cases.attend_one(heads, groups, width, n_in, capacity, window, positions) < TOLERANCE
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize(
+    ("heads", "groups", "width", "n_in"), [(6, 2, 16, 98), (3, 1, 32, 70), (4, 4, 16, 33)]
+)
+def test_tokens_that_attend_to_each_other(
+    cases: Cases, heads: int, groups: int, width: int, n_in: int, queries: int
+) -> None:
+    assert cases.mix_tokens(heads, groups, width, n_in, queries) < TOLERANCE
+
+
+@pytest.mark.parametrize(("n_state", "dim"), [(36, 130), (7, 98), (5, 64)])
+def test_an_euler_step_and_the_tokens_after_it(cases: Cases, n_state: int, dim: int) -> None:
+    state, tokens = cases.move(n_state, dim)
+    assert state < 1e-6 and tokens < TOLERANCE
