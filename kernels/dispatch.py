@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from voxtral_pipes.errors import UnsupportedError, UsageError
+from voxtral_pipes.kernels import reference
 from voxtral_pipes.kernels.packed import Weight
 from voxtral_pipes.kernels.precision import Precision
-from voxtral_pipes.kernels.reference import attention, embedding, head, linear, rms_norm, rotate, swiglu
+from voxtral_pipes.kernels.reference import attention, embedding, head, rms_norm, rotate, swiglu
 
 KERNELS = ("auto", "triton", "torch")
 FEW_ROWS = 16
 """Rows that share one reading of the weights (`rows.MAX_ROWS`, which needs triton to be read)."""
+FLOAT_ROWS = (1, 2, 4, 8)
+"""Rows for which there is a kernel in float32: those of a codec frame on its way."""
 MIN_HEAD = 16
 """Narrowest head of the Triton kernels: a tile of the tensor core."""
 
@@ -83,6 +86,8 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
         where = torch.cuda.get_device_name(device)
         if dtype == torch.bfloat16 and _wants_triton():
             how = "Triton kernels for up to 16 rows of dense weights, plain torch for the rest"
+        elif _wants_triton():
+            how = "Triton kernels for up to 8 rows of dense weights, plain torch for the rest"
         elif not _has_triton():
             how += " (triton is not installed)"
         how += ", in CUDA graphs"
@@ -106,23 +111,74 @@ def fits_triton_heads(x: Tensor, head_dim: int, *weights: Weight) -> bool:
     return fits and weights[0].shape[0] // weights[1].shape[0] <= FEW_ROWS
 
 
+def fits_float(x: Tensor, *weights: Weight) -> bool:
+    """Tell whether the float32 Triton kernels multiply these weights by x [..., N]: 1, 2, 4 or 8 rows on CUDA."""
+    return (
+        x.is_cuda
+        and x.dtype == torch.float32
+        and x.numel() // x.shape[-1] in FLOAT_ROWS
+        and all(isinstance(weight, Tensor) and weight.dtype == x.dtype for weight in weights)
+        and _wants_triton()
+    )
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """Compute `x W^T + b`: x [..., N], weight [M, N], result [..., M] in the dtype of x."""
+    if isinstance(weight, Tensor) and bias is None and fits_float(x, weight):
+        from voxtral_pipes.kernels.float_rows import float_rows
+
+        return float_rows(x.flatten(0, -2).contiguous(), weight).view(*x.shape[:-1], -1)
+    return reference.linear(x, weight, bias)
+
+
 def norm_swiglu(x: Tensor, norm: Tensor, eps: float, gate: Weight, up: Weight) -> Tensor:
     """Compute `silu(gate n) * (up n)` of n = rms_norm(x): x [..., N], gate and up [M, N], result [..., M]."""
-    if isinstance(gate, Tensor) and isinstance(up, Tensor) and fits_triton(x, gate, up):
-        from voxtral_pipes.kernels.rows import linear_rows
+    if isinstance(gate, Tensor) and isinstance(up, Tensor):
+        if fits_triton(x, gate, up):
+            from voxtral_pipes.kernels.rows import linear_rows
 
-        return linear_rows(x.flatten(0, -2), gate, norm=norm, eps=eps, up=up).view(*x.shape[:-1], -1)
+            y = linear_rows(x.flatten(0, -2), gate, norm=norm, eps=eps, up=up)
+            return y.view(*x.shape[:-1], -1)
+        if fits_float(x, gate, up):
+            from voxtral_pipes.kernels.float_rows import float_rows
+
+            y = float_rows(x.flatten(0, -2).contiguous(), gate, norm=norm, eps=eps, up=up)
+            return y.view(*x.shape[:-1], -1)
     return swiglu(rms_norm(x, norm, eps), gate, up)
 
 
-def add_linear(residual: Tensor, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    """Compute `residual + x W^T + b`: residual [..., M], x [..., N], weight [M, N]."""
-    if isinstance(weight, Tensor) and bias is None and fits_triton(x, weight):
-        from voxtral_pipes.kernels.rows import linear_rows
+def norm_linears(
+    x: Tensor, norm: Tensor, eps: float, weights: tuple[Weight, Weight, Weight]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Multiply n = rms_norm(x) by three weights of one shape: x [..., N], weights [M, N], results [..., M]."""
+    if fits_float(x, *weights):
+        from voxtral_pipes.kernels.float_rows import three_float_rows
 
-        y = linear_rows(x.flatten(0, -2), weight, residual=residual.flatten(0, -2).contiguous())
-        return y.view(residual.shape)
-    return residual + linear(x, weight, bias)
+        q, k, v = (weight for weight in weights if isinstance(weight, Tensor))
+        y = three_float_rows(x.flatten(0, -2).contiguous(), norm, eps, (q, k, v)).view(3, *x.shape[:-1], -1)
+        return y[0], y[1], y[2]
+    n = rms_norm(x, norm, eps)
+    first, second, third = (linear(n, weight) for weight in weights)
+    return first, second, third
+
+
+def add_linear(
+    residual: Tensor, x: Tensor, weight: Weight, bias: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
+    """Compute `residual + scale * (x W^T + b)`: residual [..., M], x [..., N], weight [M, N], scale [M]."""
+    if isinstance(weight, Tensor) and bias is None:
+        if scale is None and fits_triton(x, weight):
+            from voxtral_pipes.kernels.rows import linear_rows
+
+            y = linear_rows(x.flatten(0, -2), weight, residual=residual.flatten(0, -2).contiguous())
+            return y.view(residual.shape)
+        if fits_float(x, weight):
+            from voxtral_pipes.kernels.float_rows import float_rows
+
+            rows, behind = x.flatten(0, -2).contiguous(), residual.flatten(0, -2).contiguous()
+            return float_rows(rows, weight, residual=behind, scale=scale).view(residual.shape)
+    y = linear(x, weight, bias)
+    return residual + (y if scale is None else scale * y)
 
 
 def attend_one(
@@ -180,6 +236,7 @@ __all__ = [
     "check_kernels",
     "describe",
     "embedding",
+    "fits_float",
     "fits_triton",
     "fits_triton_heads",
     "flow_mix",
@@ -187,6 +244,7 @@ __all__ = [
     "head",
     "linear",
     "norm_linear",
+    "norm_linears",
     "norm_swiglu",
     "pick_device",
     "rms_norm",

@@ -2,17 +2,21 @@
 
 import os
 import signal
+from pathlib import Path
 
 # Small models and several processes at once on few cores: more threads in each only wait for one another.
 # Before torch is imported anywhere, and inherited by the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Without a GPU the Triton kernels run in their interpreter, which is chosen when triton is imported: torch does that.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A job in the background of a script is started with SIGINT ignored, and so would be the commands that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 

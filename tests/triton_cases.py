@@ -46,6 +46,28 @@ class Cases:
         expected = expected + beside.float() if residual else expected
         return float((got - expected).abs().max())
 
+    def float_rows(
+        self, rows: int, n_in: int, n_out: int, *, norm: bool, gated: bool, residual: bool
+    ) -> float:
+        """float32, whatever the dtype of these cases."""
+        from voxtral_pipes.kernels.float_rows import float_rows, three_float_rows
+
+        wide = Cases(self.device, torch.float32)
+        x, beside, scale = wide.draw(rows, n_in), wide.draw(rows, n_out), wide.draw(n_out)
+        weight, up, gain = wide.weight(n_out, n_in), wide.weight(n_out, n_in), wide.norm(n_in)
+        given: dict[str, Any] = {"norm": gain, "eps": EPS} if norm else {}
+        given |= {"up": up} if gated else {}
+        given |= {"residual": beside, "scale": scale} if residual else {}
+        n = ref.rms_norm(x, gain, EPS) if norm else x
+        expected = ref.swiglu(n, weight, up) if gated else ref.linear(n, weight)
+        expected = beside + scale * expected if residual else expected
+        worst = float((float_rows(x, weight, **given) - expected).abs().max())
+        if norm:
+            three = three_float_rows(x, gain, EPS, (weight, up, weight))
+            theirs = torch.stack([ref.linear(n, each) for each in (weight, up, weight)])
+            worst = max(worst, float((three - theirs).abs().max()))
+        return worst
+
     def attend_one(
         self, heads: int, groups: int, width: int, n_in: int, capacity: int, window: int, positions: int
     ) -> float:

@@ -45,6 +45,19 @@ def test_products_of_a_few_rows(
 
 
 @pytest.mark.parametrize(
+    ("norm", "gated", "residual"), [(False, False, True), (True, False, False), (True, True, True)]
+)
+@pytest.mark.parametrize(
+    ("rows", "n_in", "n_out"),
+    [(1, 96, 80), (2, 1300, 7), (4, 300, 36), (8, 1024, 4096), (8, 7168, 240), (2, 4096, 1024)],
+)
+def test_products_in_float32(
+    cases: Cases, rows: int, n_in: int, n_out: int, norm: bool, gated: bool, residual: bool
+) -> None:
+    assert cases.float_rows(rows, n_in, n_out, norm=norm, gated=gated, residual=residual) < 2e-5
+
+
+@pytest.mark.parametrize(
     ("heads", "groups", "width", "n_in", "capacity", "window", "positions"),
     [(6, 2, 16, 96, 70, 50, 90), (3, 3, 32, 50, 9, 9, 20), (32, 8, 128, 3072, 1280, 1200, 1400)],
 )

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 
 import pytest
 import torch
 from triton_cases import Cases
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = (
-        "1"  # read when the kernels are imported, which `Cases` does when it is used
-    )
 
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed here"),
@@ -39,6 +33,16 @@ def test_products_of_a_few_rows(
     cases: Cases, rows: int, n_in: int, n_out: int, norm: bool, gated: bool, residual: bool
 ) -> None:
     assert cases.linear_rows(rows, n_in, n_out, norm=norm, gated=gated, residual=residual) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("norm", "gated", "residual"), [(False, False, True), (True, False, False), (True, True, True)]
+)
+@pytest.mark.parametrize(("rows", "n_in", "n_out"), [(1, 96, 80), (2, 530, 7), (4, 300, 36), (8, 130, 50)])
+def test_products_in_float32(
+    cases: Cases, rows: int, n_in: int, n_out: int, norm: bool, gated: bool, residual: bool
+) -> None:
+    assert cases.float_rows(rows, n_in, n_out, norm=norm, gated=gated, residual=residual) < 2e-5
 
 
 @pytest.mark.parametrize(

@@ -211,9 +211,11 @@ class Codec:
                 x = self._double(state, number, x.transpose(1, 2)).transpose(1, 2)
             window = self.config.first_window * 2**number
             for i, layer in enumerate(stage):
-                x = x + layer.attention_scale * self._attend(state, (number, i), layer, x, window)
-                m = ops.rms_norm(x, layer.ffn_norm, self.config.norm_eps)
-                x = x + layer.ffn_scale * layer.w2(ops.swiglu(m, layer.w1.weight, layer.w3.weight))
+                mixed = self._attend(state, (number, i), layer, x, window)
+                x = ops.add_linear(x, mixed, layer.wo.weight, scale=layer.attention_scale)
+                eps = self.config.norm_eps
+                m = ops.norm_swiglu(x, layer.ffn_norm, eps, layer.w1.weight, layer.w3.weight)
+                x = ops.add_linear(x, m, layer.w2.weight, scale=layer.ffn_scale)
         patches = self._conv_out(state, x.transpose(1, 2))
         return patches.transpose(1, 2).flatten(1).float()
 
@@ -239,7 +241,7 @@ class Codec:
             tail = torch.zeros_like(x[:, :, :1])
         before = torch.cat((tail, x[:, :, :-1]), dim=2)
         state.hold(("doubling", number, 0), x[:, :, -1:])
-        pairs = F.linear(torch.cat((x, before), dim=1).transpose(1, 2), self.ups[number - 1])
+        pairs = ops.linear(torch.cat((x, before), dim=1).transpose(1, 2), self.ups[number - 1])
         y: Tensor = pairs.unflatten(2, (2, -1)).flatten(1, 2)
         return y.transpose(1, 2)
 
@@ -255,18 +257,24 @@ class Codec:
     def _attend(
         self, state: CodecState, where: tuple[int, int], layer: CodecLayer, x: Tensor, window: int
     ) -> Tensor:
-        """Attend to the window + 1 last keys with ALiBi; queries and keys are normed over their full width."""
-        n = ops.rms_norm(x, layer.attention_norm, self.config.norm_eps)
-        eps = self.config.qk_norm_eps
-        q, k = ops.rms_norm(layer.wq(n), layer.q_norm, eps), ops.rms_norm(layer.wk(n), layer.k_norm, eps)
-        q, k, v = (t.unflatten(-1, (self.config.n_heads, -1)).transpose(1, 2) for t in (q, k, layer.wv(n)))
+        """Attend to the window + 1 last keys with ALiBi, [B, T, dim] to [B, T, H D].
+
+        Queries and keys are normed over their full width.
+        """
+        projections = layer.wq.weight, layer.wk.weight, layer.wv.weight
+        q, k, v = ops.norm_linears(x, layer.attention_norm, self.config.norm_eps, projections)
+        q, k = (
+            ops.rms_norm(t, g, self.config.qk_norm_eps) for t, g in ((q, layer.q_norm), (k, layer.k_norm))
+        )
+        q, k, v = (t.unflatten(-1, (self.config.n_heads, -1)).transpose(1, 2) for t in (q, k, v))
         for name, new in (("keys", k), ("values", v)):
             before = state.held.get((name, *where))
             joined = new if before is None else torch.cat((before, new), dim=2)
             state.hold((name, *where), joined[:, :, -window:])
             k, v = (joined, v) if name == "keys" else (k, joined)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q.shape[2], k.shape[2], window))
-        return layer.wo(mixed.transpose(1, 2).flatten(2))
+        by_position: Tensor = mixed.transpose(1, 2).flatten(2)
+        return by_position
 
     def _bias(self, steps: int, seen: int, window: int) -> Tensor:
         """Return what ALiBi adds to the scores of the last `steps` of `seen` keys, [H, steps, seen]."""
@@ -288,7 +296,7 @@ class Codec:
 def _convolve(x: Tensor, weight: Tensor, kernel: int) -> Tensor:
     """Convolve [B, C, T + kernel - 1] with weight [M, C * kernel]: [B, M, T]."""
     columns = x.unfold(2, kernel, 1).permute(0, 2, 1, 3).flatten(2)
-    return F.linear(columns, weight).transpose(1, 2)
+    return ops.linear(columns, weight).transpose(1, 2)
 
 
 def _doubling(weight: Tensor) -> Tensor:
