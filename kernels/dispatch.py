@@ -122,12 +122,16 @@ def fits_float(x: Tensor, *weights: Weight) -> bool:
     )
 
 
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """Compute `x W^T + b`: x [..., N], weight [M, N], result [..., M] in the dtype of x."""
     if isinstance(weight, Tensor) and bias is None and fits_float(x, weight):
         from voxtral_pipes.kernels.float_rows import float_rows
 
-        return float_rows(x.flatten(0, -2).contiguous(), weight).view(*x.shape[:-1], -1)
+        return float_rows(_rows(x).contiguous(), weight).view(*x.shape[:-1], -1)
     return reference.linear(x, weight, bias)
 
 
@@ -137,12 +141,12 @@ def norm_swiglu(x: Tensor, norm: Tensor, eps: float, gate: Weight, up: Weight) -
         if fits_triton(x, gate, up):
             from voxtral_pipes.kernels.rows import linear_rows
 
-            y = linear_rows(x.flatten(0, -2), gate, norm=norm, eps=eps, up=up)
+            y = linear_rows(_rows(x), gate, norm=norm, eps=eps, up=up)
             return y.view(*x.shape[:-1], -1)
         if fits_float(x, gate, up):
             from voxtral_pipes.kernels.float_rows import float_rows
 
-            y = float_rows(x.flatten(0, -2).contiguous(), gate, norm=norm, eps=eps, up=up)
+            y = float_rows(_rows(x).contiguous(), gate, norm=norm, eps=eps, up=up)
             return y.view(*x.shape[:-1], -1)
     return swiglu(rms_norm(x, norm, eps), gate, up)
 
@@ -155,7 +159,7 @@ def norm_linears(
         from voxtral_pipes.kernels.float_rows import three_float_rows
 
         q, k, v = (weight for weight in weights if isinstance(weight, Tensor))
-        y = three_float_rows(x.flatten(0, -2).contiguous(), norm, eps, (q, k, v)).view(3, *x.shape[:-1], -1)
+        y = three_float_rows(_rows(x).contiguous(), norm, eps, (q, k, v)).view(3, *x.shape[:-1], -1)
         return y[0], y[1], y[2]
     n = rms_norm(x, norm, eps)
     first, second, third = (linear(n, weight) for weight in weights)
@@ -170,12 +174,12 @@ def add_linear(
         if scale is None and fits_triton(x, weight):
             from voxtral_pipes.kernels.rows import linear_rows
 
-            y = linear_rows(x.flatten(0, -2), weight, residual=residual.flatten(0, -2).contiguous())
+            y = linear_rows(_rows(x), weight, residual=_rows(residual).contiguous())
             return y.view(residual.shape)
         if fits_float(x, weight):
             from voxtral_pipes.kernels.float_rows import float_rows
 
-            rows, behind = x.flatten(0, -2).contiguous(), residual.flatten(0, -2).contiguous()
+            rows, behind = _rows(x).contiguous(), _rows(residual).contiguous()
             return float_rows(rows, weight, residual=behind, scale=scale).view(residual.shape)
     y = linear(x, weight, bias)
     return residual + (y if scale is None else scale * y)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 import torch
+from asr_models import random_decoder
 from triton_cases import Cases
+from tts_models import SMALL_CODEC, SMALL_FLOW, random_codes, random_rows, random_tensors
+
+from voxtral_pipes.kernels import dispatch
+from voxtral_pipes.models.codec import Codec
+from voxtral_pipes.models.flow import Flow
+from voxtral_pipes.models.tts_shapes import codec_shapes, flow_shapes
 
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed here"),
@@ -69,3 +77,35 @@ def test_tokens_that_attend_to_each_other(
 def test_an_euler_step_and_the_tokens_after_it(cases: Cases, n_state: int, dim: int) -> None:
     state, tokens = cases.move(n_state, dim)
     assert state < 1e-6 and tokens < TOLERANCE
+
+
+def test_a_codec_and_a_decoder_that_go_by_the_float32_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call of the models brings what the kernels take: shapes, strides, vectors of one axis."""
+    monkeypatch.setattr(dispatch, "fits_float", _few_float_rows)
+    codec = Codec.of(random_tensors(codec_shapes(SMALL_CODEC)), SMALL_CODEC)
+    codes = random_codes(SMALL_CODEC, 5)
+    state = codec.new_state()
+    pieces = [codec.step(state, codes[:, i : i + 1])[0] for i in range(5)]
+    decoder = random_decoder()
+    logits, _ = decoder.step(decoder.new_state(6), torch.ones(1, 1, 64), torch.ones(1, 1, dtype=torch.int64))
+    monkeypatch.undo()
+    whole, _ = codec.step(codec.new_state(), codes)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=0)
+    plain, _ = decoder.step(decoder.new_state(6), torch.ones(1, 1, 64), torch.ones(1, 1, dtype=torch.int64))
+    torch.testing.assert_close(logits, plain, atol=1e-4, rtol=0)
+
+
+def test_a_flow_head_that_goes_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(SMALL_FLOW, head_dim=16)
+    tensors = random_tensors(flow_shapes(config))
+    hidden, noise = random_rows(1, config.input_dim, 3), random_rows(1, config.acoustic_dim, 4)
+    exact = Flow.of(tensors, config).integrate(hidden, noise, 3, 1.2)
+    half = Flow.of({name: tensor.half() for name, tensor in tensors.items()}, config)
+    for name in ("fits_triton", "fits_triton_heads"):
+        monkeypatch.setattr(dispatch, name, lambda *given: True)
+    fast = half.integrate(hidden.half(), noise, 3, 1.2)
+    assert 0 < float((fast - exact).abs().max()) < 2e-2
+
+
+def _few_float_rows(x: torch.Tensor, *weights: object) -> bool:
+    return x.dtype == torch.float32 and x.numel() // x.shape[-1] in dispatch.FLOAT_ROWS
