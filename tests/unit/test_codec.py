@@ -293,6 +293,20 @@ def test_the_state_stays_small() -> None:
     assert {key: value.shape[2] for key, value in state.held.items()} == expected
 
 
+def test_ten_thousand_frames_in_flat_memory() -> None:
+    """13 minutes: what is carried does not grow, and the last frames are what their own past makes them."""
+    model, state = codec(), codec().new_state()
+    codes = random_codes(SMALL_CODEC, 10_000, seed=9)
+    sizes, tail = set(), torch.empty(0)
+    for first in range(0, 10_000, 40):
+        samples, state = model.step(state, codes[:, first : first + 40])
+        sizes.add(sum(held.untyped_storage().nbytes() for held in state.held.values()))
+        tail = samples
+    assert len(sizes) == 1
+    anew, _ = model.step(model.new_state(), codes[:, -40 - 21 :])
+    torch.testing.assert_close(tail, anew[:, -tail.shape[1] :], atol=1e-4, rtol=0)
+
+
 def test_folded_weights_are_read_as_well() -> None:
     tensors = random_tensors(codec_shapes(SMALL_CODEC))
     folded = {}
