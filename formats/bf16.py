@@ -18,3 +18,9 @@ def bf16_words(values: npt.NDArray[np.float32]) -> Words:
 def widen(words: Words) -> npt.NDArray[np.float32]:
     """Return bfloat16 words as float32; exact."""
     return (words.astype(np.uint32) << 16).view(np.float32)
+
+
+def is_finite(words: Words) -> npt.NDArray[np.bool_]:
+    """Tell of each bfloat16 word whether it is neither NaN nor infinity."""
+    finite: npt.NDArray[np.bool_] = (words & 0x7F80) != 0x7F80
+    return finite

@@ -76,11 +76,10 @@ class Tensor:
         """Return the values as float32, bf16 widened exactly; a view where the wire dtype is f32."""
         import numpy as np
 
+        from voxtral_pipes.formats.bf16 import widen
+
         array = self.numpy()
-        if self.dtype == "bf16":
-            wide: npt.NDArray[np.float32] = (array.astype(np.uint32) << 16).view(np.float32)
-            return wide
-        return array.astype(np.float32, copy=False)
+        return widen(array) if self.dtype == "bf16" else array.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from voxtral_pipes.errors import BadInputError
+from voxtral_pipes.formats.bf16 import is_finite
 from voxtral_pipes.formats.frame import Frame, Tensor
 
 WIRE_OF = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -27,7 +28,7 @@ def take_rows(frame: Frame, name: str, width: int) -> torch.Tensor:
     if len(tensor.shape) != 2 or tensor.shape[1] != width:
         raise BadInputError(f"{name!r} has the shape {list(tensor.shape)}, not [n, {width}]")
     array = tensor.numpy()
-    finite = (array & 0x7F80) != 0x7F80 if tensor.dtype == "bf16" else np.isfinite(array)
+    finite = is_finite(array) if tensor.dtype == "bf16" else np.isfinite(array)
     if not finite.all():
         raise BadInputError(f"{name!r} at tick {frame.tick} holds NaN or infinity")
     copy = torch.from_numpy(array.copy())  # frame bytes are read-only
