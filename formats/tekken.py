@@ -38,12 +38,14 @@ BUILTIN_SPECIAL = (
 )  # fmt: skip
 """Ids 0..19 of files without `special_tokens` (mistral-common, Tekkenizer.DEPRECATED_SPECIAL_TOKENS)."""
 
-FALLBACK_SPECIAL: Mapping[str, int] = {
+N_SPECIAL = 1000
+"""Ids below this are special in the published files."""
+PUBLISHED_SPECIAL: Mapping[str, int] = {
     "<unk>": 0, "<s>": 1, "</s>": 2, "[INST]": 3, "[/INST]": 4, "<pad>": 11, "[AUDIO]": 24,
     "[BEGIN_AUDIO]": 25, "[STREAMING_PAD]": 32, "[STREAMING_WORD]": 33, "[REPEAT_AUDIO_TEXT]": 35,
     "[NEXT_AUDIO_TEXT]": 36,
 }  # fmt: skip
-"""Ids of the names that a file may leave out (formats.md section 5)."""
+"""Special tokens of the published files: a file may leave these names out (formats.md section 5)."""
 
 _CACHE_MAGIC = b"VXTEKKEN"
 _CACHE_VERSION = 1
@@ -154,14 +156,14 @@ class Tekken:
         Raises:
             BadModelError: there is no such special token.
         """
-        token = self._special.get(name, FALLBACK_SPECIAL.get(name))
+        token = self._special.get(name, PUBLISHED_SPECIAL.get(name))
         if token is None or token >= self.n_special:
             raise BadModelError(f"{self.name}: there is no special token {name!r}")
         return token
 
     def special_name(self, token: int) -> str:
         """Return the string of a special id: the file's, else the published one, else `<SPECIAL_n>`."""
-        published = next((name for name, number in FALLBACK_SPECIAL.items() if number == token), None)
+        published = next((name for name, number in PUBLISHED_SPECIAL.items() if number == token), None)
         return self._names.get(token) or published or f"<SPECIAL_{token}>"
 
     def encode(self, text: str) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from voxtral_pipes.errors import BadInputError, BadModelError
-from voxtral_pipes.formats.tekken import Tekken
+from voxtral_pipes.formats.tekken import N_SPECIAL, PUBLISHED_SPECIAL, Tekken
 
 MARKS = 5
 """Positions of a prompt that are neither voice nor text."""
@@ -21,12 +21,12 @@ MARKS = 5
 class PromptIds:
     """Ids with a meaning of their own; the defaults are the published ones."""
 
-    bos: int = 1
-    audio: int = 24
-    begin_audio: int = 25
-    repeat_audio_text: int = 35
-    next_audio_text: int = 36
-    n_special: int = 1000
+    bos: int = PUBLISHED_SPECIAL["<s>"]
+    audio: int = PUBLISHED_SPECIAL["[AUDIO]"]
+    begin_audio: int = PUBLISHED_SPECIAL["[BEGIN_AUDIO]"]
+    repeat_audio_text: int = PUBLISHED_SPECIAL["[REPEAT_AUDIO_TEXT]"]
+    next_audio_text: int = PUBLISHED_SPECIAL["[NEXT_AUDIO_TEXT]"]
+    n_special: int = N_SPECIAL
     """Ids below this are special, and no text."""
 
     @classmethod

@@ -10,6 +10,7 @@ import numpy as np
 
 from voxtral_pipes.config import AsrConfig, DecoderConfig, EncoderConfig
 from voxtral_pipes.formats.bf16 import Words, widen
+from voxtral_pipes.formats.tekken import PUBLISHED_SPECIAL
 from voxtral_pipes.models.hf_names import hf_name
 from voxtral_pipes.models.hyperparameters import ENCODER
 from voxtral_pipes.models.random_files import (
@@ -19,13 +20,7 @@ from voxtral_pipes.models.random_files import (
     write_json,
     write_safetensors,
 )
-from voxtral_pipes.models.random_tekken import (
-    STREAMING_PAD,
-    STREAMING_WORD,
-    asr_audio,
-    n_special,
-    write_tekken,
-)
+from voxtral_pipes.models.random_tekken import asr_audio, n_special, write_tekken
 from voxtral_pipes.models.random_weights import Law, fan_in_law, random_words
 from voxtral_pipes.models.shapes import Shape, decoder_shapes, encoder_shapes, is_rotary
 
@@ -105,7 +100,10 @@ def _law(name: str, shape: Shape) -> Law:
     if name.endswith(".bias"):
         return Law(0.0, 0.05)
     if name.endswith("tok_embeddings.weight"):
-        quiet = set(range(n_special(shape[0]))) - {STREAMING_PAD, STREAMING_WORD}
+        quiet = set(range(n_special(shape[0]))) - {
+            PUBLISHED_SPECIAL["[STREAMING_PAD]"],
+            PUBLISHED_SPECIAL["[STREAMING_WORD]"],
+        }
         return Law(0.0, 0.2, dict.fromkeys(quiet, _QUIET_GAIN))
     factors = _DECODER_FACTORS if name.startswith("layers.") else _ENCODER_FACTORS
     return fan_in_law(shape, next((value for ending, value in factors.items() if name.endswith(ending)), 1.0))

@@ -15,6 +15,7 @@ from pathlib import Path
 from string import ascii_lowercase
 
 from voxtral_pipes.config import AudioConfig, CodecConfig
+from voxtral_pipes.formats.tekken import N_SPECIAL, PUBLISHED_SPECIAL
 
 PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -23,13 +24,7 @@ PATTERN = (
 )
 """The published one: splits are part of the structure."""
 
-N_SPECIAL = 1000
-STREAMING_PAD, STREAMING_WORD = 32, 33
-_SPECIAL = {
-    0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 11: "<pad>", 24: "[AUDIO]",
-    25: "[BEGIN_AUDIO]", 32: "[STREAMING_PAD]", 33: "[STREAMING_WORD]", 35: "[REPEAT_AUDIO_TEXT]",
-    36: "[NEXT_AUDIO_TEXT]",
-}  # fmt: skip
+_SPECIAL_NAMES = {rank: name for name, rank in PUBLISHED_SPECIAL.items()}
 _WORDS = (
     " the and for you was not are with this that have from they one all can what when who how out time two "
     "like day way may come good new work first water people about speech hear sound voice say"
@@ -65,7 +60,7 @@ def write_tekken(path: Path, vocab_size: int, audio: Mapping[str, object]) -> No
             },
             "vocab": [_entry(rank, piece) for rank, piece in enumerate(pieces)],
             "special_tokens": [
-                {"rank": rank, "token_str": _SPECIAL.get(rank, f"<SPECIAL_{rank}>"), "is_control": True}
+                {"rank": rank, "token_str": _SPECIAL_NAMES.get(rank, f"<SPECIAL_{rank}>"), "is_control": True}
                 for rank in range(n_special_ids)
             ],
             "audio": audio,

@@ -16,6 +16,7 @@ import torch
 from voxtral_pipes.config import AsrConfig
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, Tensor
+from voxtral_pipes.formats.tekken import PUBLISHED_SPECIAL, Tekken
 from voxtral_pipes.models.decode import Decoder
 from voxtral_pipes.stages.base import Hello, Output
 from voxtral_pipes.stages.settings import StreamSettings
@@ -29,12 +30,17 @@ GUARD_STEP, GUARD_CAP = 0.5, 10.0
 
 @dataclass(frozen=True, slots=True)
 class SpecialIds:
-    """Ids with a meaning of their own, resolved by name from tekken.json (asr.md section 12)."""
+    """Ids with a meaning of their own (asr.md section 12); the defaults are the published ones."""
 
-    bos: int = 1
-    eos: int = 2
-    pad: int = 32
-    """[STREAMING_PAD]: nothing to say at this step; also fills the prompt."""
+    bos: int = PUBLISHED_SPECIAL["<s>"]
+    eos: int = PUBLISHED_SPECIAL["</s>"]
+    pad: int = PUBLISHED_SPECIAL["[STREAMING_PAD]"]
+    """Nothing to say at this step; also fills the prompt."""
+
+    @classmethod
+    def of(cls, tekken: Tekken) -> SpecialIds:
+        """Resolve them by name."""
+        return cls(tekken.special("<s>"), tekken.special("</s>"), tekken.special("[STREAMING_PAD]"))
 
 
 @dataclass(frozen=True, slots=True)
