@@ -30,20 +30,14 @@ from voxtral_pipes.models.tts_shapes import (
     gain_and_direction,
     tts_shapes,
 )
+from voxtral_pipes.models.voices import FOLDER, KEY, PUBLISHED
 
 Format = Literal["safetensors", "gguf-q4", "gguf-q8"]
 Draw = Callable[[str], Iterator[Words]]
 """Gives the pieces of a tensor by its name."""
 
-VOICES: Mapping[str, int] = {
-    "casual_female": 214, "casual_male": 147, "cheerful_female": 132, "neutral_female": 218, "neutral_male": 169,
-    "pt_male": 144, "pt_female": 175, "nl_male": 138, "nl_female": 146, "it_male": 168, "it_female": 172,
-    "fr_male": 97, "fr_female": 97, "es_male": 208, "es_female": 138, "de_male": 163, "de_female": 147,
-    "ar_male": 67, "hi_male": 94, "hi_female": 86,
-}  # fmt: skip
-"""Published voices and their rows (tts.md section 2)."""
-SHORT_VOICES: Mapping[str, int] = {name: 3 + 7 * i % 10 for i, name in enumerate(VOICES)}
-"""The same names with 3 to 12 rows."""
+SHORT_VOICES: Mapping[str, int] = {name: 3 + 7 * i % 10 for i, name in enumerate(PUBLISHED)}
+"""The names of the published voices with 3 to 12 rows."""
 
 SOMETIMES, NEVER = 1.55, 0.1
 """Gains of the END_AUDIO row of the semantic head: with the tiny model's 254 entries it wins one frame in about 30,
@@ -133,7 +127,7 @@ def make_tts_model(
             _write_gguf(out_dir / f"voxtral-tts-{packing}.gguf", config, packing, draw)
         else:
             raise ValueError(f"unknown format {format!r}")
-        _write_voices(out_dir / "voice_embedding", format, voices, config.backbone.dim, draw_voice)
+        _write_voices(out_dir / FOLDER, format, voices, config.backbone.dim, draw_voice)
         write_json(out_dir / "params.json", settings)
         write_tekken(out_dir / "tekken.json", config.backbone.vocab_size, tts_audio(config.codec, voices))
     return out_dir
@@ -227,9 +221,7 @@ def _write_voices(home: Path, format: Format, voices: Mapping[str, int], dim: in
     else:
         for name, rows in voices.items():
             pieces = list(draw(name))
-            write_safetensors(
-                home / f"{name}.safetensors", {"embedding": (rows, dim)}, {"embedding": pieces}.__getitem__
-            )
+            write_safetensors(home / f"{name}.safetensors", {KEY: (rows, dim)}, {KEY: pieces}.__getitem__)
 
 
 def params_settings(config: TtsConfig, voices: Mapping[str, int]) -> dict[str, Any]:
