@@ -117,8 +117,10 @@ class Settings:
                 raise ValueError
         except (ValueError, OverflowError):
             raise self.fail(key, f"is {value!r:.40}, not a whole number") from None
-        if not least <= number <= most:
+        if number < least:
             raise self.fail(key, f"is {value!r:.40}; a number of {least} or more is needed")
+        if number > most:
+            raise self.fail(key, f"is {value!r:.40}; a number of {most} or less is needed")
         return int(number)
 
     def number(self, key: str, default: float | None = None) -> float:

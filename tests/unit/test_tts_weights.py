@@ -337,9 +337,9 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
         for value in NO_FACTORS
     ),
     ({"max_seq_len": 0}, "max_seq_len is 0"),
-    ({f"{ARGS}.n_decoding_steps": 0}, "n_decoding_steps is 0"),
+    ({f"{ARGS}.n_decoding_steps": 0}, "n_decoding_steps is 0; a number of 1 or more is needed"),
     ({f"{ARGS}.n_decoding_steps": 2**31}, "n_decoding_steps is 2147483648"),
-    ({f"{ARGS}.n_decoding_steps": 1001}, "n_decoding_steps is 1001"),
+    ({f"{ARGS}.n_decoding_steps": 1001}, "n_decoding_steps is 1001; a number of 1000 or less is needed"),
     ({f"{ARGS}.norm_eps": -1}, "norm_eps is -1"),
     ({"n_layers": 10**9}, "n_layers is 1000000000"),
     ({f"{ARGS}.n_layers": 1001}, "n_layers is 1001"),
