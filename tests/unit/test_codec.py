@@ -40,8 +40,7 @@ from voxtral_pipes.models.codec import (
     alibi_slopes,
     fold_weight_norm,
 )
-from voxtral_pipes.models.layers import dense
-from voxtral_pipes.models.tts_shapes import UP_KERNEL, backbone_shapes, codec_shapes
+from voxtral_pipes.models.tts_shapes import CODE_TABLE, UP_KERNEL, backbone_shapes, codec_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "codec.npz"
 TOLERANCE = 1e-5
@@ -334,7 +333,8 @@ def test_weight_norm_is_torchs() -> None:
 def test_embedded_codes_equal_the_reference() -> None:
     """The reference keeps their table beside the codec; each wrong place of the codebooks in it shows."""
     c = SMALL_BACKBONE
-    model = Backbone.of(random_tensors(backbone_shapes(c)), c)
+    tensors = random_tensors(backbone_shapes(c))
+    model = Backbone.of(tensors, c)
     codes = random_codes_of(c.semantic_size, c.acoustic_levels, c.acoustic_dim, len(golden()["embedded"]))
     np.testing.assert_allclose(model.embed_codes(codes)[0].numpy(), golden()["embedded"], atol=1e-5, rtol=0)
     book = torch.arange(c.acoustic_dim)
@@ -345,7 +345,7 @@ def test_embedded_codes_equal_the_reference() -> None:
         (0, 23 * book),
     ):
         offsets = torch.cat((torch.zeros(1, dtype=torch.int64), first + others))
-        table = dense(model.code_table).repeat(2, 1)  # what lies beyond its end
+        table = tensors[CODE_TABLE].repeat(2, 1)  # what lies beyond its end
         wrong = replace(model, offsets=offsets, code_table=table).embed_codes(codes)[0].numpy()
         assert np.abs(wrong - golden()["embedded"]).max() > 0.1
 

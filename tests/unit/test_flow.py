@@ -28,7 +28,9 @@ from tts_models import (
 )
 
 from voxtral_pipes.config import FlowConfig
+from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.kernels import dispatch as ops
+from voxtral_pipes.kernels.packed import PackedWeight, Weight
 from voxtral_pipes.models import flow as module
 from voxtral_pipes.models.codes import END_AUDIO
 from voxtral_pipes.models.flow import Flow
@@ -288,6 +290,13 @@ def test_noise_depends_on_seed_stream_and_frame_alone() -> None:
     assert all(not np.isin(again, other).any() for other in others)
     many = np.concatenate([frame_noise(0, 0, f, 36) for f in range(2000)])
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
+
+
+def test_a_packed_norm_is_refused_by_name() -> None:
+    packed = PackedWeight("q8_0", torch.zeros(1, 1, 34, dtype=torch.uint8))
+    tensors: dict[str, Weight] = {**flow_tensors(SMALL_FLOW), f"{FLOW}norm.weight": packed}
+    with pytest.raises(BadModelError, match=r"acoustic_transformer.norm.weight is packed \(Q8_0\)"):
+        Flow.of(tensors, SMALL_FLOW)
 
 
 def test_the_published_shapes_add_up() -> None:

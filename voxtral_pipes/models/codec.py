@@ -99,12 +99,12 @@ class CodecLayer:
         return cls(
             **attention,
             **feed,
-            q_norm=dense(tensors[f"{prefix}attention.q_norm.weight"]),
-            k_norm=dense(tensors[f"{prefix}attention.k_norm.weight"]),
-            attention_norm=dense(tensors[f"{prefix}attention_norm.weight"]),
-            ffn_norm=dense(tensors[f"{prefix}ffn_norm.weight"]),
-            attention_scale=dense(tensors[f"{prefix}attention_scale"]),
-            ffn_scale=dense(tensors[f"{prefix}ffn_scale"]),
+            q_norm=dense(tensors, f"{prefix}attention.q_norm.weight"),
+            k_norm=dense(tensors, f"{prefix}attention.k_norm.weight"),
+            attention_norm=dense(tensors, f"{prefix}attention_norm.weight"),
+            ffn_norm=dense(tensors, f"{prefix}ffn_norm.weight"),
+            attention_scale=dense(tensors, f"{prefix}attention_scale"),
+            ffn_scale=dense(tensors, f"{prefix}ffn_scale"),
         )
 
 
@@ -128,11 +128,10 @@ def fold_weight_norm(gain: Tensor, direction: Tensor) -> Tensor:
 
 def conv_weight(tensors: Mapping[str, Weight], name: str) -> Tensor:
     """Take a convolution's weight, folded (`.weight`, as GGUF has it) or parametrised (as released); float32."""
-    folded = tensors.get(f"{name}.weight")
-    if folded is not None:
-        return dense(folded).float()
+    if f"{name}.weight" in tensors:
+        return dense(tensors, f"{name}.weight").float()
     gain, direction = gain_and_direction(name)
-    return fold_weight_norm(dense(tensors[gain]), dense(tensors[direction]))
+    return fold_weight_norm(dense(tensors, gain), dense(tensors, direction))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +158,7 @@ class Codec:
         """Assemble from tensors under their released names, all on one device."""
         blocks = f"{CODEC}decoder_blocks."
         first, *ups, out = (conv_weight(tensors, name) for name in conv_names(config))
-        usage = dense(tensors[f"{BOOK}cluster_usage"]).float().clamp(min=USAGE_FLOOR)
+        usage = dense(tensors, f"{BOOK}cluster_usage").float().clamp(min=USAGE_FLOOR)
         stages = tuple(
             tuple(CodecLayer.of(tensors, f"{blocks}{2 * stage + 1}.layers.{i}.") for i in range(count))
             for stage, count in enumerate(config.stage_layers)
@@ -167,7 +166,7 @@ class Codec:
         dtype = stages[0][0].attention_norm.dtype
         return cls(
             config=config,
-            embedding=dense(tensors[f"{BOOK}embedding_sum"]).float() / usage[:, None],
+            embedding=dense(tensors, f"{BOOK}embedding_sum").float() / usage[:, None],
             first=first.flatten(1).to(dtype),
             ups=tuple(_doubling(weight).to(dtype) for weight in ups),
             out=out.flatten(1).to(dtype),

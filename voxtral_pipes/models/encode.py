@@ -53,8 +53,8 @@ class Encoder:
         """Assemble from tensors under their Mistral names, all on one device."""
         conv0, conv1 = (
             (
-                dense(tensors[f"{WHISPER}conv_layers.{i}.conv.weight"]),
-                dense(tensors[f"{WHISPER}conv_layers.{i}.conv.bias"]),
+                dense(tensors, f"{WHISPER}conv_layers.{i}.conv.weight"),
+                dense(tensors, f"{WHISPER}conv_layers.{i}.conv.bias"),
             )
             for i in range(2)
         )

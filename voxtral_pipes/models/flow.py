@@ -47,7 +47,7 @@ class Flow:
     @classmethod
     def of(cls, tensors: Mapping[str, Weight], config: FlowConfig) -> Flow:
         """Assemble from tensors under their released names, all on one device."""
-        norm = dense(tensors[f"{FLOW}norm.weight"])
+        norm = dense(tensors, f"{FLOW}norm.weight")
         return cls(
             config=config,
             input_projection=Linear.of(tensors, f"{FLOW}input_projection"),
@@ -109,20 +109,27 @@ class Flow:
         return x
 
     def _fits_triton(self, tokens: Tensor) -> bool:
-        return self.input_projection.bias is None and all(
-            ops.fits_triton_heads(tokens, block.head_dim, block.wq.weight, block.wk.weight, block.wv.weight)
-            for block in self.blocks
+        ends = self.input_projection, self.acoustic_output
+        return (
+            all(end.bias is None for end in ends)
+            and ops.fits_triton(tokens, *(end.weight for end in ends))
+            and all(
+                ops.fits_triton_heads(
+                    tokens, block.head_dim, block.wq.weight, block.wk.weight, block.wv.weight
+                )
+                for block in self.blocks
+            )
         )
 
     def _integrate_one(self, x: Tensor, condition: Tensor, steps: int, guidance: float) -> Tensor:
         """Integrate one frame, x [1, acoustic_dim], with the kernels of `flow_step`: the same, in fewer launches."""
-        weight, out = dense(self.input_projection.weight), dense(self.acoustic_output.weight)
+        weight, out = self.input_projection.dense_weight, self.acoustic_output.dense_weight
         state, velocity = x[0], torch.zeros(2, x.shape[1], device=x.device)
         for time in self._time_tokens(steps):
             state, y = ops.flow_move(state, velocity, weight, time, condition, guidance, 1 / steps)
             for block in self.blocks:
                 last = block is self.blocks[-1]
-                projections = dense(block.wq.weight), dense(block.wk.weight), dense(block.wv.weight)
+                projections = block.wq.dense_weight, block.wk.dense_weight, block.wv.dense_weight
                 norm, eps = block.attention_norm, block.norm_eps
                 mixed = ops.flow_mix(y, norm, eps, projections, block.head_dim, queries=1 if last else 3)
                 asking = y[::3].contiguous() if last else y  # only token 0 is read behind the last layer

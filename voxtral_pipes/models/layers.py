@@ -1,9 +1,10 @@
-"""The transformer block both stacks share: pre-norm attention over a ring of keys, SwiGLU, residuals.
+"""The transformer block of all but the codec: pre-norm attention over a ring of keys, SwiGLU, residuals.
 
     x += wo attn(rope(wq n), rope(wk n), wv n)      n = rms(x, attention_norm)
     x += w2 (silu(w1 m) * (w3 m))                    m = rms(x, ffn_norm)
 
-asr.md sections 7 and 9; the encoder has biases on q, v, o and w2, the decoder none.
+asr.md sections 7 and 9, tts.md section 4; only the encoder has biases: on q, v, o and w2.  The flow head attends in a
+way of its own (tts.md section 6).
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ def time_embedding(t: float, dim: int) -> Tensor:
     return torch.cat(((t * rates).cos(), (t * rates).sin())).to(torch.float32)
 
 
-def dense(weight: Weight) -> Tensor:
-    """Return a weight that can only be dense (norms, biases, convolutions)."""
+def dense(tensors: Mapping[str, Weight], name: str) -> Tensor:
+    """Return a tensor that can only be dense: a norm, bias, codebook or convolution.
+
+    Raises:
+        BadModelError: it is packed.
+    """
+    weight = tensors[name]
     if isinstance(weight, PackedWeight):
-        raise BadModelError(
-            "a norm, bias, codebook or convolution is packed (Q4_0 or Q8_0); it must be F32, F16 or BF16"
-        )
+        raise BadModelError(f"{name} is packed ({weight.format.upper()}); it must be F32, F16 or BF16")
     return weight
 
 
@@ -52,8 +56,14 @@ class Linear:
     @classmethod
     def of(cls, tensors: Mapping[str, Weight], name: str) -> Linear:
         """Take `name.weight`, and `name.bias` if it is there."""
-        bias = tensors.get(f"{name}.bias")
-        return cls(tensors[f"{name}.weight"], None if bias is None else dense(bias))
+        bias = f"{name}.bias"
+        return cls(tensors[f"{name}.weight"], dense(tensors, bias) if bias in tensors else None)
+
+    @property
+    def dense_weight(self) -> Tensor:
+        """The matrix, for kernels that are only chosen where it is not packed."""
+        assert isinstance(self.weight, Tensor)
+        return self.weight
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
@@ -85,8 +95,8 @@ class Block:
             for name in names
         }
         return cls(
-            attention_norm=dense(tensors[f"{prefix}attention_norm.weight"]),
-            ffn_norm=dense(tensors[f"{prefix}ffn_norm.weight"]),
+            attention_norm=dense(tensors, f"{prefix}attention_norm.weight"),
+            ffn_norm=dense(tensors, f"{prefix}ffn_norm.weight"),
             head_dim=head_dim,
             norm_eps=norm_eps,
             **projections,
@@ -117,7 +127,7 @@ class Block:
 
     def _attend(self, x: Tensor, turn: Tensor, kv: RingKV, layer: int, span: Span) -> Tensor:
         if span.position is not None:
-            weights = dense(self.wq.weight), dense(self.wk.weight), dense(self.wv.weight)
+            weights = self.wq.dense_weight, self.wk.dense_weight, self.wv.dense_weight
             ring = kv.keys[layer, 0], kv.values[layer, 0]
             norm, eps = self.attention_norm, self.norm_eps
             return ops.attend_one(x[0], norm, eps, weights, turn, *ring, span.position, kv.window)[None]

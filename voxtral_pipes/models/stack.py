@@ -65,7 +65,7 @@ class Stack:
         config: StackConfig,
     ) -> Stack:
         """Take `PREFIXlayers.N.*` and `PREFIXnorm.weight`, all on one device."""
-        norm = dense(tensors[f"{prefix}norm.weight"])
+        norm = dense(tensors, f"{prefix}norm.weight")
         blocks = tuple(
             Block.of(tensors, f"{prefix}layers.{i}.", config.head_dim, config.norm_eps)
             for i in range(config.n_layers)
