@@ -295,7 +295,7 @@ def test_noise_depends_on_seed_stream_and_frame_alone() -> None:
 def test_a_packed_norm_is_refused_by_name() -> None:
     packed = PackedWeight("q8_0", torch.zeros(1, 1, 34, dtype=torch.uint8))
     tensors: dict[str, Weight] = {**flow_tensors(SMALL_FLOW), f"{FLOW}norm.weight": packed}
-    with pytest.raises(BadModelError, match=r"acoustic_transformer.norm.weight is packed \(Q8_0\)"):
+    with pytest.raises(BadModelError, match=r"acoustic_transformer.norm.weight is packed"):
         Flow.of(tensors, SMALL_FLOW)
 
 
