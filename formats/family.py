@@ -6,12 +6,14 @@ Metadata is never asked: the published files carry next to none, and other proje
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from voxtral_pipes.errors import BadModelError
 
 ASR = "voxtral-asr"
 TTS = "voxtral-tts"
+MODEL_VARIABLE: Mapping[str, str] = {ASR: "VX_ASR_MODEL", TTS: "VX_TTS_MODEL"}
+"""Environment variable that names the model of each family."""
 
 _OURS = (
     (ASR, re.compile(r"mm_streams_embeddings\.embedding_module\.")),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from voxtral_pipes.errors import BadModelError, NoModelError
-from voxtral_pipes.formats.family import ASR, recognise
+from voxtral_pipes.formats.family import ASR, MODEL_VARIABLE, recognise
 from voxtral_pipes.formats.gguf import MAGIC, GgufFile
 from voxtral_pipes.formats.safetensors import SafetensorsFile
 from voxtral_pipes.formats.settings import Settings
@@ -72,23 +72,18 @@ def cache_dir() -> Path:
     return root / "voxtral-pipes" / "models"
 
 
-def locate_model(model: str | None, *, variable: str = "VX_ASR_MODEL", family: str = ASR) -> ModelFiles:
-    """Return the files of the model that `-m` names, or else `$variable`, or else the one in the cache that
-    fits.
+def locate_model(model: str | None, family: str = ASR) -> ModelFiles:
+    """Return the files of the model that `-m` names, or else the environment, or else the one in the cache.
 
     Raises:
-        NoModelError: nothing is named and nothing is found, several models fit, or the named one is not
-        there. BadModelError: the named place holds no model, or more than one.
+        NoModelError: nothing is named and nothing is found, several models fit, or the named one is not there.
+        BadModelError: the named place holds no model, or more than one.
     """
-    named = model or os.environ.get(variable)
-    if named:
-        return files_at(_existing(named))
-    return _only_cached(variable, family)
+    named = model or os.environ.get(MODEL_VARIABLE[family])
+    return files_at(_existing(named)) if named else _only_cached(family)
 
 
-def locate_tekken(
-    model: str | None, tokenizer: str | None = None, *, variable: str = "VX_ASR_MODEL", family: str = ASR
-) -> Path:
+def locate_tekken(model: str | None, tokenizer: str | None = None, family: str = ASR) -> Path:
     """Return the tekken.json to use: `--tokenizer`, or that of the model which `locate_model` would take.
 
     Weights are not needed: a tekken.json itself, or a directory that holds one, may be named as the model.
@@ -103,16 +98,15 @@ def locate_tekken(
         if not path.is_file():
             raise NoModelError(f"--tokenizer {tokenizer}: there is no such file")
         return path
-    named = model or os.environ.get(variable)
-    path = _existing(named) if named else _only_cached(variable, family).path
+    named = model or os.environ.get(MODEL_VARIABLE[family])
+    path = _existing(named) if named else _only_cached(family).path
     if path.suffix == ".json" and path.is_file() and not _is_settings(path.name):
         return path
     home = path if path.is_dir() else path.parent
     if not (home / "tekken.json").is_file():
         raise BadModelError(
             f"there is no tekken.json in {home}: put it beside the weights, or name it with --tokenizer "
-            f"where "
-            "the command has that option"
+            "where the command has that option"
         )
     return home / "tekken.json"
 
@@ -165,7 +159,7 @@ def _existing(named: str) -> Path:
     raise NoModelError(f"there is no model at {named}")
 
 
-def _only_cached(variable: str, family: str) -> ModelFiles:
+def _only_cached(family: str) -> ModelFiles:
     cache = cache_dir()
     fitting, unusable = [], []
     for entry in sorted(cache.iterdir()) if cache.is_dir() else ():
@@ -184,8 +178,8 @@ def _only_cached(variable: str, family: str) -> ModelFiles:
     # Two names, so that both can be there.
     random = f"asr --size tiny {cache}/tiny" if family == ASR else f"tts --size tiny {cache}/tiny-tts"
     raise NoModelError(
-        f"no model: name one with -m PATH or ${variable}, or put one into {cache}/NAME (published weights, "
-        f"or random ones to try with: scripts/make-random-model {random}){broken}"
+        f"no model: name one with -m PATH or ${MODEL_VARIABLE[family]}, or put one into {cache}/NAME (published "
+        f"weights, or random ones to try with: scripts/make-random-model {random}){broken}"
     )
 
 

@@ -12,6 +12,14 @@ from voxtral_pipes.errors import BadModelError
 DELAYS_MS = (*range(80, 1201, 80), 2400)
 """Transcription delays the model was published for."""
 
+TTS_RATE_HZ = 24000
+"""Samples of speech a second; they are the ticks of a synthesis pipe (tts.md section 1)."""
+TTS_FRAME_TICKS = 1920
+"""Ticks of a frame, 80 ms: what every stage before vx-codec counts with, whose models do not say it."""
+MAX_FRAMES = 2048
+"""Frames of a stream unless the user says otherwise: 163.84 s, the reference's cap."""
+MAX_EULER_STEPS = 1000
+
 
 def exact_div(total: int, part: int, what: str) -> int:
     """Divide where a remainder would mean that the settings do not fit together."""

@@ -166,7 +166,7 @@ def test_the_one_fitting_model_of_the_cache(cache: Path) -> None:
     assert locate_model(None).path == cache / "one"
     assert locate_tekken(None) == cache / "one" / "tekken.json"
     with pytest.raises(NoModelError, match=r"VX_TTS_MODEL.*make-random-model tts --size tiny .*/tiny-tts\)"):
-        locate_model(None, variable="VX_TTS_MODEL", family="voxtral-tts")
+        locate_model(None, "voxtral-tts")
     make_asr_model(cache / "two", CONFIG, "gguf-q4")
     cut_raw(cache / "two", 5000)
     with pytest.raises(NoModelError, match=r"several models.*one, two.*-m NAME"):

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+from voxtral_pipes.config import MAX_FRAMES, TTS_RATE_HZ
 from voxtral_pipes.errors import NoModelError, VoxError
+from voxtral_pipes.formats.family import MODEL_VARIABLE, TTS
 
 if TYPE_CHECKING:
     from voxtral_pipes.cli.feedback import Listener
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from voxtral_pipes.stages.backbone import BackboneStage, Codes
 
 NAME = "vx-backbone"
-RATE_HZ = 24000
-VARIABLE = "VX_TTS_MODEL"
 
 DESCRIPTION = """\
 Speak text: turn the token ids of vx-tokenize into hidden states, one for every 80 ms of speech.
@@ -51,14 +51,14 @@ def parser() -> Parser:
     )  # fmt: skip
     group = result.add_argument_group("speech options")
     group.add_argument(
-        "--max-frames", type=positive, metavar="N", default=2048,
+        "--max-frames", type=positive, metavar="N", default=MAX_FRAMES,
         help="end a stream after N frames of 80 ms although the model has not ended it (2048, 164 s)",
     )  # fmt: skip
     group.add_argument(
         "--codes", metavar="FILE", type=Path,
         help="take the codes of each frame from a saved stream of codes (vx-flow | tee FILE) instead of from vx-flow",
     )  # fmt: skip
-    add_model(result, what="where the weights are", variable=VARIABLE, tokenizer=True)
+    add_model(result, TTS, what="where the weights are", tokenizer=True)
     add_device(result)
     add_general(result)
     return result
@@ -81,7 +81,7 @@ def _work(args: argparse.Namespace, log: edge.Log) -> int:
     loop = _Loop(args, log)
     try:
         return edge.filter_frames(
-            NAME, hello, lambda: _make(args, loop, log), source, output, log, rate_hz=RATE_HZ
+            NAME, hello, lambda: _make(args, loop, log), source, output, log, rate_hz=TTS_RATE_HZ
         )
     finally:
         loop.close()
@@ -125,7 +125,6 @@ def _saved(path: Path, model: Mapping[str, str]) -> Codes:
 
 def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage:
     """Find out everything that hello says; torch is imported afterwards, when vx-flow knows where to answer."""
-    from voxtral_pipes.formats.family import TTS
     from voxtral_pipes.formats.locate import locate_model
     from voxtral_pipes.kernels.precision import pick_precision
     from voxtral_pipes.models.checkpoint import TtsCheckpoint
@@ -134,7 +133,7 @@ def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage
     from voxtral_pipes.models.voices import DEFAULT, pick
     from voxtral_pipes.stages.backbone import BackboneOptions, BackboneStage
 
-    files = locate_model(args.model, variable=VARIABLE, family=TTS)
+    files = locate_model(args.model, TTS)
     checkpoint = TtsCheckpoint(files)
     config = checkpoint.config.backbone
     tekken = _tekken(args, files, log)
@@ -160,18 +159,10 @@ def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage
 
 
 def _tekken(args: argparse.Namespace, files: ModelFiles, log: edge.Log) -> Tekken | None:
-    from voxtral_pipes.formats.family import TTS
-    from voxtral_pipes.formats.locate import locate_tekken
-    from voxtral_pipes.formats.tekken import Tekken
+    from voxtral_pipes.cli.model import read_tekken
 
-    if args.tokenizer is None and files.tekken is None:
-        log.note(
-            f"no tekken.json beside {files.path}: the published special ids are used, and the rows of voices are not "
-            "checked"
-        )
-        return None
-    path = locate_tekken(args.model, args.tokenizer, variable=VARIABLE, family=TTS)
-    return Tekken.read(path, log.note)
+    without = "the published special ids are used, and the rows of voices are not checked"
+    return read_tekken(args, files, log, TTS, without=without)
 
 
 def _voices(args: argparse.Namespace, files: ModelFiles, tekken: Tekken | None) -> Mapping[str, Voice]:
@@ -184,15 +175,14 @@ def _voices(args: argparse.Namespace, files: ModelFiles, tekken: Tekken | None) 
 
 def _list(args: argparse.Namespace, log: edge.Log) -> int:
     """Print the voices; those of the published model where there is none to ask."""
-    from voxtral_pipes.formats.family import TTS
     from voxtral_pipes.formats.locate import locate_model
     from voxtral_pipes.models.voices import PUBLISHED, voices_in
 
     output = edge.Output(binary=False)
     try:
-        files = locate_model(args.model, variable=VARIABLE, family=TTS)
+        files = locate_model(args.model, TTS)
     except NoModelError:
-        if args.model is not None or os.environ.get(VARIABLE):
+        if args.model is not None or os.environ.get(MODEL_VARIABLE[TTS]):
             raise
         log.warn("no model was found: these are the voices of the published one")
         voices: Mapping[str, Voice] = voices_in(args.voices, PUBLISHED)

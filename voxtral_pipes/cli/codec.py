@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, natural
 from voxtral_pipes.errors import OutputError, UsageError
+from voxtral_pipes.formats.family import TTS
 from voxtral_pipes.formats.wav_writer import FORMATS
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def parser() -> Parser:
     result = Parser(
         NAME, DESCRIPTION, "echo hi | vx-tokenize | vx-backbone | vx-flow | vx-codec | aplay -q"
     )  # fmt: skip
-    add_model(result, what="where the weights are", variable="VX_TTS_MODEL")
+    add_model(result, TTS, what="where the weights are")
     add_device(result, auto_dtype="f32, for the sake of the sound")
     group = result.add_argument_group("output options")
     group.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="what to write (wav)")
@@ -135,12 +136,11 @@ def _sink(args: argparse.Namespace, output: edge.Output | None, rate_hz: int, lo
 
 def make(args: argparse.Namespace, source: ReadAhead, log: edge.Log) -> CodecStage:
     """Load the codec; input that is not for it is refused on the way, as soon as that is known."""
-    from voxtral_pipes.formats.family import TTS
     from voxtral_pipes.formats.locate import locate_model
     from voxtral_pipes.models.checkpoint import TtsCheckpoint
     from voxtral_pipes.models.tts_shapes import codec_shapes
 
-    checkpoint = TtsCheckpoint(locate_model(args.model, variable="VX_TTS_MODEL", family=TTS))
+    checkpoint = TtsCheckpoint(locate_model(args.model, TTS))
     source.check_hello(NEEDS, NAME, checkpoint.identity)
     # Only now torch, which takes a second to import.
     from voxtral_pipes.cli.model import load_stage

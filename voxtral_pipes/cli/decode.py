@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+from voxtral_pipes.formats.family import ASR
 
 if TYPE_CHECKING:
     from voxtral_pipes.stages.decode import DecodeStage
@@ -37,7 +38,7 @@ def parser() -> Parser:
     result.add_argument(
         "--logprobs", action="store_true", help="send the log-probability of each id as the tensor logprob"
     )
-    add_model(result, what="where the weights are", variable="VX_ASR_MODEL", tokenizer=True)
+    add_model(result, ASR, what="where the weights are", tokenizer=True)
     add_device(result)
     add_general(result)
     return result
@@ -56,14 +57,16 @@ def make(args: argparse.Namespace, log: edge.Log) -> DecodeStage:
     """Load the decoder; the model is looked for before torch is imported, which takes a second."""
     from voxtral_pipes.formats.locate import locate_model
 
-    files = locate_model(args.model)
-    from voxtral_pipes.cli.model import load_stage, special_ids
+    files = locate_model(args.model, ASR)
+    from voxtral_pipes.cli.model import load_stage, read_tekken
     from voxtral_pipes.models.checkpoint import AsrCheckpoint
     from voxtral_pipes.models.decode import Decoder
     from voxtral_pipes.models.shapes import decoder_shapes
-    from voxtral_pipes.stages.decode import DecodeOptions, DecodeStage
+    from voxtral_pipes.stages.decode import DecodeOptions, DecodeStage, SpecialIds
 
-    ids = special_ids(args, files, log)
+    without = "the published ids of <s>, </s> and [STREAMING_PAD] are used"
+    tekken = read_tekken(args, files, log, ASR, without=without)
+    ids = SpecialIds() if tekken is None else SpecialIds.of(tekken)
     checkpoint = AsrCheckpoint(files)
     config = checkpoint.config
     tensors = load_stage(checkpoint, decoder_shapes(config), args, log)

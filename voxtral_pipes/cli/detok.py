@@ -6,6 +6,7 @@ import argparse
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_general, add_model
+from voxtral_pipes.formats.family import ASR
 from voxtral_pipes.models.transcript import FORMATS
 
 DESCRIPTION = """\
@@ -38,7 +39,7 @@ def parser() -> Parser:
     result = Parser(
         "vx-detok", DESCRIPTION, "arecord | vx-mel | vx-encode | vx-decode | vx-detok --format vtt"
     )  # fmt: skip
-    add_model(result, what="where tekken.json is", variable="VX_ASR_MODEL", tokenizer=True)
+    add_model(result, ASR, what="where tekken.json is", tokenizer=True)
     group = result.add_argument_group("output options")
     group.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="what to write (text)")
     add_general(result, binary_output=False)
@@ -51,16 +52,13 @@ def main() -> int:
 
 
 def _work(args: argparse.Namespace, log: edge.Log) -> int:
+    from voxtral_pipes.cli.model import read_vocabulary
     from voxtral_pipes.formats.frame import FrameReader
-    from voxtral_pipes.formats.locate import locate_tekken
-    from voxtral_pipes.formats.tekken import Tekken
     from voxtral_pipes.stages.detok import Detok
 
     source = edge.open_stdin()
     output = edge.Output(binary=False)
-    vocabulary = Tekken.read(locate_tekken(args.model, args.tokenizer), log.note)
-    log.note(f"{vocabulary.name}: {vocabulary.vocab_size} tokens, {vocabulary.n_special} of them special")
-    stage = Detok(vocabulary, args.format, report=log.error, warn=log.warn)
+    stage = Detok(read_vocabulary(args, log, ASR), args.format, report=log.error, warn=log.warn)
     for text in stage.run(edge.passing_errors(FrameReader(source), log)):
         output.write(text.encode(errors="replace"))
     return 1 if stage.failed else 0

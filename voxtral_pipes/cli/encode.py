@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
 from voxtral_pipes.errors import UsageError
+from voxtral_pipes.formats.family import ASR
 
 if TYPE_CHECKING:
     from voxtral_pipes.stages.encode import EncodeStage
@@ -32,7 +33,7 @@ def parser() -> Parser:
         help="audio per step, a multiple of 80 up to 60000 (else 80 for a live stream, 2560 for a file): longer "
         "steps are faster and later",
     )
-    add_model(result, what="where the weights are", variable="VX_ASR_MODEL")
+    add_model(result, ASR, what="where the weights are")
     add_device(result)
     add_general(result)
     return result
@@ -57,7 +58,7 @@ def make(args: argparse.Namespace, log: edge.Log) -> EncodeStage:
     """Load the encoder; the model is looked for before torch is imported, which takes a second."""
     from voxtral_pipes.formats.locate import locate_model
 
-    files = locate_model(args.model)
+    files = locate_model(args.model, ASR)
     from voxtral_pipes.cli.model import load_stage
     from voxtral_pipes.models.checkpoint import AsrCheckpoint
     from voxtral_pipes.models.encode import Encoder

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+from voxtral_pipes.config import MAX_EULER_STEPS, TTS_RATE_HZ
+from voxtral_pipes.formats.family import TTS
 
 if TYPE_CHECKING:
     from voxtral_pipes.formats.frame import Frame
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
     from voxtral_pipes.stages.flow import Back, FlowOptions, FlowStage
 
 NAME = "vx-flow"
-RATE_HZ = 24000
-VARIABLE = "VX_TTS_MODEL"
-MAX_STEPS = 1000
 
 DESCRIPTION = """\
 Turn the hidden states of vx-backbone into codes: one of meaning, 36 of sound, for every 80 ms.
@@ -57,7 +56,7 @@ def parser() -> Parser:
         action="store_true",
         help="do not let a stream end at its first frame, with nothing said",
     )
-    add_model(result, what="where the weights are", variable=VARIABLE)
+    add_model(result, TTS, what="where the weights are")
     add_device(result)
     add_general(result)
     return result
@@ -70,8 +69,8 @@ def main() -> int:
 
 def _steps(text: str) -> int:
     steps = positive(text)
-    if steps > MAX_STEPS:
-        raise argparse.ArgumentTypeError(f"{steps} are too many; {MAX_STEPS} is the most")
+    if steps > MAX_EULER_STEPS:
+        raise argparse.ArgumentTypeError(f"{steps} are too many; {MAX_EULER_STEPS} is the most")
     return steps
 
 
@@ -118,7 +117,7 @@ def _work(args: argparse.Namespace, log: edge.Log) -> int:
             source,
             output,
             log,
-            rate_hz=RATE_HZ,
+            rate_hz=TTS_RATE_HZ,
             through=answering,
         )
     finally:
@@ -126,10 +125,9 @@ def _work(args: argparse.Namespace, log: edge.Log) -> int:
 
 
 def _make(args: argparse.Namespace, back: Back, log: edge.Log) -> FlowStage:
-    from voxtral_pipes.formats.family import TTS
     from voxtral_pipes.formats.locate import locate_model
 
-    files = locate_model(args.model, variable=VARIABLE, family=TTS)
+    files = locate_model(args.model, TTS)
     from voxtral_pipes.models.checkpoint import TtsCheckpoint
     from voxtral_pipes.models.tts_shapes import flow_shapes
     from voxtral_pipes.stages.flow import FlowStage

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from voxtral_pipes import __version__
 from voxtral_pipes.errors import UsageError
+from voxtral_pipes.formats.family import MODEL_VARIABLE
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,7 +54,7 @@ def add_general(parser: Parser, *, binary_output: bool = True, what: str = "fram
     group.add_argument("--version", action="version", version=f"{parser.prog} {__version__}")
 
 
-def add_model(parser: Parser, *, what: str, variable: str, tokenizer: bool = False) -> None:
+def add_model(parser: Parser, family: str, *, what: str, tokenizer: bool = False) -> None:
     """Add -m, which names the model; `what` says what is taken from it."""
     group = parser.add_argument_group("model options")
     group.add_argument(
@@ -61,7 +62,7 @@ def add_model(parser: Parser, *, what: str, variable: str, tokenizer: bool = Fal
         "--model",
         metavar="PATH",
         help=f"{what}: a model directory, a .gguf file, a directory of shards, or the name of a model in the "
-        f"cache (else ${variable}, else the one model in the cache)",
+        f"cache (else ${MODEL_VARIABLE[family]}, else the one model in the cache)",
     )
     if tokenizer:
         group.add_argument(

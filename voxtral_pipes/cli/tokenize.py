@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_general, add_model, natural
+from voxtral_pipes.config import TTS_RATE_HZ
 from voxtral_pipes.errors import OutputError
+from voxtral_pipes.formats.family import TTS
 from voxtral_pipes.models.text import MAX_CHARS
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ output  frames with token ids 'i', a stream (0, 1, ...) for each utterance: the 
 def parser() -> Parser:
     """Describe the command line."""
     result = Parser(NAME, DESCRIPTION, "vx-tokenize --ids < book.txt")
-    add_model(result, what="where tekken.json is", variable="VX_TTS_MODEL", tokenizer=True)
+    add_model(result, TTS, what="where tekken.json is", tokenizer=True)
     group = result.add_argument_group("text options")
     group.add_argument(
         "--whole", action="store_true", help="take all of the input as one text, line ends included"
@@ -71,11 +73,11 @@ def _work(args: argparse.Namespace, log: edge.Log) -> int:
 def _send(args: argparse.Namespace, source: BufferedReader, output: edge.Output, log: edge.Log) -> int:
     from voxtral_pipes.formats.frame import Frame
     from voxtral_pipes.stages.base import Outgoing
-    from voxtral_pipes.stages.tokenize import RATE_HZ, frames, tokenize_hello
+    from voxtral_pipes.stages.tokenize import frames, tokenize_hello
 
     outgoing = Outgoing(NAME)
     # Before the vocabulary is read: the commands behind can begin to load.
-    edge.write_frames([outgoing.hello(tokenize_hello(), RATE_HZ)], output)
+    edge.write_frames([outgoing.hello(tokenize_hello(), TTS_RATE_HZ)], output)
     try:
         edge.write_frames(frames(_utterances(args, source, log), "stdin"), output)
         edge.write_frames([Frame("end")], output)
@@ -91,14 +93,10 @@ def _utterances(args: argparse.Namespace, source: BufferedReader, log: edge.Log)
 
 
 def _stage(args: argparse.Namespace, log: edge.Log) -> Tokenize:
-    from voxtral_pipes.formats.family import TTS
-    from voxtral_pipes.formats.locate import locate_tekken
-    from voxtral_pipes.formats.tekken import Tekken
+    from voxtral_pipes.cli.model import read_vocabulary
     from voxtral_pipes.stages.tokenize import Settings, Tokenize
 
-    path = locate_tekken(args.model, args.tokenizer, variable="VX_TTS_MODEL", family=TTS)
-    vocabulary = Tekken.read(path, log.note)
-    log.note(f"{vocabulary.name}: {vocabulary.vocab_size} tokens, {vocabulary.n_special} of them special")
+    vocabulary = read_vocabulary(args, log, TTS)
     vocabulary.encode("")  # its tables are made while the first line is still being written
     settings = Settings(whole=args.whole, normalize=args.normalize, max_chars=args.max_chars)
     return Tokenize(vocabulary, settings, log.note, log.warn)

@@ -12,18 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from voxtral_pipes.config import BackboneConfig
+from voxtral_pipes.config import MAX_FRAMES, TTS_FRAME_TICKS, TTS_RATE_HZ, BackboneConfig
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame
 from voxtral_pipes.kernels.precision import Precision
 from voxtral_pipes.models.codes import END_AUDIO, check_row
 from voxtral_pipes.models.prompt import PromptIds
 from voxtral_pipes.stages.base import Hello, Incoming, Output, check_models
-
-FRAME_TICKS = 1920
-"""80 ms at 24 kHz (tts.md section 1)."""
-MAX_FRAMES = 2048
-"""163.84 s, the reference's cap."""
 
 
 class Codes(Protocol):
@@ -176,7 +171,7 @@ class BackboneStream:
             return  # nothing was said then
         hidden = stage.speaker.begin(prompt, limit)
         for frame in range(limit):
-            yield Output(FRAME_TICKS * frame, FRAME_TICKS, {"hidden": send_rows(hidden)})
+            yield Output(TTS_FRAME_TICKS * frame, TTS_FRAME_TICKS, {"hidden": send_rows(hidden)})
             codes = stage.codes.take(self._stream, frame)
             if codes is None or self._ends(codes, frame) or options.stopped():
                 return
@@ -184,7 +179,7 @@ class BackboneStream:
                 hidden = stage.speaker.next(codes)
         if limit == saved:
             return
-        seconds = limit * FRAME_TICKS / 24000
+        seconds = limit * TTS_FRAME_TICKS / TTS_RATE_HZ
         options.warn(
             f"stream {self._stream}: stopped at {limit} frames ({seconds:.1f} s) before the model ended "
             "(--max-frames)"

@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from voxtral_pipes.config import FlowConfig
+from voxtral_pipes.config import TTS_FRAME_TICKS, FlowConfig
 from voxtral_pipes.errors import BadInputError, VoxError
 from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.models.codes import END_AUDIO
 from voxtral_pipes.models.noise import frame_noise
-from voxtral_pipes.stages.backbone import FRAME_TICKS
 from voxtral_pipes.stages.base import Hello, Output
 
 
@@ -137,9 +136,9 @@ class FlowStream:
             row = self._stage.sampler(rows[at : at + 1], self._noise(), allow_end=allow_end)
             self._stage.back.send(self._stream, self._frame, row)
             self.done = row[0] == END_AUDIO
-            tick = FRAME_TICKS * self._frame
+            tick = TTS_FRAME_TICKS * self._frame
             self._frame += 1
-            yield Output(tick, FRAME_TICKS, {"codes": Tensor.of(np.array([row], dtype=np.uint16))})
+            yield Output(tick, TTS_FRAME_TICKS, {"codes": Tensor.of(np.array([row], dtype=np.uint16))})
             self._draw()  # while the backbone is at work
 
     def _draw(self) -> None:

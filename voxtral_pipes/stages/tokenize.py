@@ -19,8 +19,6 @@ from voxtral_pipes.models.normalize import normalize
 from voxtral_pipes.models.text import MAX_CHARS, MAX_LINE_BYTES, decode, is_blank, lines, split, whole
 from voxtral_pipes.stages.base import Hello
 
-RATE_HZ = 24000
-"""Ticks per second of the pipe that begins here (tts.md section 1)."""
 MAX_BLANKS = 100_000
 """White space in one run: the pattern of the vocabulary looks back over all of it, and tiktoken's stack ends."""
 _MANY_BLANKS = re.compile(rf"(?<!\s)\s{{{MAX_BLANKS}}}")
