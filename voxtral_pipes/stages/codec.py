@@ -20,6 +20,7 @@ from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.models.codec import Codec, CodecState
 from voxtral_pipes.models.codes import END_AUDIO, check_row
 from voxtral_pipes.stages.base import Hello, Output
+from voxtral_pipes.stages.tensors import take_codes
 
 NAME, NEEDS = "vx-codec", "codes"
 
@@ -113,19 +114,3 @@ class CodecStream:
 
 def _width(config: CodecConfig) -> int:
     return 1 + config.acoustic_dim
-
-
-def take_codes(frame: Frame, width: int) -> Codes:
-    """Return the tensor `codes` of a data frame, uint16 [n, width], special offset included.
-
-    Raises:
-        BadInputError: it is missing, or of another dtype or shape.
-    """
-    tensor = frame.tensors.get(NEEDS)
-    if tensor is None:
-        raise BadInputError(f"a {frame.kind} frame holds no tensor {NEEDS!r}")
-    if tensor.dtype != "u16":
-        raise BadInputError(f"{NEEDS!r} is {tensor.dtype}, not u16")
-    if len(tensor.shape) != 2 or tensor.shape[1] != width:
-        raise BadInputError(f"{NEEDS!r} has the shape {list(tensor.shape)}, not [n, {width}]")
-    return tensor.numpy()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from voxtral_pipes.errors import BadInputError
@@ -20,19 +22,33 @@ def take_rows(frame: Frame, name: str, width: int) -> torch.Tensor:
     Raises:
         BadInputError: it is missing, of another dtype or shape, or holds NaN or infinity.
     """
-    tensor = frame.tensors.get(name)
-    if tensor is None:
-        raise BadInputError(f"a data frame at tick {frame.tick} holds no tensor {name!r}")
-    if tensor.dtype not in ("f32", "bf16"):
-        raise BadInputError(f"{name!r} is {tensor.dtype}, not f32 or bf16")
-    if len(tensor.shape) != 2 or tensor.shape[1] != width:
-        raise BadInputError(f"{name!r} has the shape {list(tensor.shape)}, not [n, {width}]")
+    tensor = _rows_of(frame, name, ("f32", "bf16"), width)
     array = tensor.numpy()
     finite = is_finite(array) if tensor.dtype == "bf16" else np.isfinite(array)
     if not finite.all():
         raise BadInputError(f"{name!r} at tick {frame.tick} holds NaN or infinity")
     copy = torch.from_numpy(array.copy())  # frame bytes are read-only
     return copy.view(torch.bfloat16) if tensor.dtype == "bf16" else copy
+
+
+def take_codes(frame: Frame, width: int) -> npt.NDArray[np.uint16]:
+    """Return the tensor `codes` of a data frame, uint16 [n, width], special offset included.
+
+    Raises:
+        BadInputError: it is missing, or of another dtype or shape.
+    """
+    return _rows_of(frame, "codes", ("u16",), width).numpy()
+
+
+def _rows_of(frame: Frame, name: str, dtypes: Sequence[str], width: int) -> Tensor:
+    tensor = frame.tensors.get(name)
+    if tensor is None:
+        raise BadInputError(f"a data frame at tick {frame.tick} holds no tensor {name!r}")
+    if tensor.dtype not in dtypes:
+        raise BadInputError(f"{name!r} is {tensor.dtype}, not {' or '.join(dtypes)}")
+    if len(tensor.shape) != 2 or tensor.shape[1] != width:
+        raise BadInputError(f"{name!r} has the shape {list(tensor.shape)}, not [n, {width}]")
+    return tensor
 
 
 def take_vector(frame: Frame, name: str) -> list[float]:
