@@ -116,7 +116,7 @@ class AsrConfig:
 class CodecConfig:
     """The decoder half of the speech codec of Voxtral-4B-TTS-2603: `audio_tokenizer_args` (tts.md sections 2 and 9)."""
 
-    rate_hz: int = 24000
+    rate_hz: int = TTS_RATE_HZ
     patch_samples: int = 240
     semantic_size: int = 8192
     semantic_dim: int = 256

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from benchmarks.report import median, show
+from voxtral_pipes.config import TTS_FRAME_TICKS, TTS_RATE_HZ
 from voxtral_pipes.formats.frame import Frame, FrameReader, Tensor, encode
 from voxtral_pipes.stages.base import Hello, Outgoing, Output
 
@@ -114,7 +115,7 @@ def one_frame(codes: list[int]) -> bytes:
     """Make the frames of a stream of one row of codes, as vx-flow sends them."""
     row = Tensor("u16", (1, len(codes)), struct.pack(f"<{len(codes)}H", *codes))
     hello = Hello({"codes": {"d": "u16", "h": [-1, len(codes)]}})
-    return framed(hello, 24000, {}, Output(0, 1920, {"codes": row}))
+    return framed(hello, TTS_RATE_HZ, {}, Output(0, TTS_FRAME_TICKS, {"codes": row}))
 
 
 def framed(hello: Hello, rate_hz: int, meta: dict[str, int], output: Output) -> bytes:

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.pipe import speaking
 from benchmarks.report import machine, median, peak_gb, percentile, show, synchronize
-from voxtral_pipes.config import TtsConfig
+from voxtral_pipes.config import TTS_FRAME_TICKS, TTS_RATE_HZ, TtsConfig
 from voxtral_pipes.formats.locate import locate_model
 from voxtral_pipes.kernels import dispatch
 from voxtral_pipes.kernels.precision import pick_precision
@@ -35,7 +35,7 @@ from voxtral_pipes.models.voices import PUBLISHED
 from voxtral_pipes.models.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
-FRAME_MS = 80.0
+FRAME_MS = 1000 * TTS_FRAME_TICKS / TTS_RATE_HZ
 TEXT_TOKENS = 20
 LINES = ("The first line warms the pipe.", "The quick brown fox jumps over the lazy dog.")
 GUIDANCE = 1.2
@@ -114,7 +114,7 @@ def one_process(model: Loaded, steps: int, frames: int) -> dict[str, float]:
 
 def piped(path: str, device: str, dtype: str, steps: int, frames: int) -> dict[str, float]:
     """Speak two lines through real pipes: cold from the start, then warm."""
-    frame_bytes = 2 * 1920
+    frame_bytes = 2 * TTS_FRAME_TICKS
     started = time.perf_counter()
     pipe = speaking(path, device, dtype, steps, frames)
 

@@ -200,10 +200,8 @@ def is_regular(descriptor: int) -> bool:
 def _die_of(number: signal.Signals) -> int:
     """End by a signal, so that the shell sees 128 + number; what `before_death` was told comes first."""
     if _last_acts:
-        for other in DEADLY:
-            signal.signal(
-                other, signal.SIG_IGN
-            )  # an impatient second Ctrl-C must not cut the last acts short
+        for other in DEADLY:  # an impatient second Ctrl-C must not cut the last acts short
+            signal.signal(other, signal.SIG_IGN)
     while _last_acts:
         with contextlib.suppress(Exception):
             _last_acts.pop()()

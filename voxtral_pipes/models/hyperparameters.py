@@ -89,9 +89,8 @@ def from_hf_config(path: Path, audio: AudioConfig) -> AsrConfig:
     """Read a config.json of transformers' `voxtral_realtime`, as published or as `save_pretrained` writes it.
 
     Raises:
-        BadModelError: a field is missing (class defaults of transformers are not guessed: that of the
-        encoder's
-            rope_theta is not the published value), malformed, or asks for what is not implemented.
+        BadModelError: a field is missing, malformed, or asks for what is not implemented.  Class defaults of
+            transformers are not guessed: the encoder's rope_theta has one that is not the published value.
     """
     top = Settings.read(path)
     top.expect("model_type", "voxtral_realtime")

@@ -151,7 +151,7 @@ class BackboneStream:
 
     def flush(self) -> Iterator[Output]:
         """Speak."""
-        from voxtral_pipes.stages.tensors import send_rows
+        from voxtral_pipes.stages.tensors import send_rows  # imports torch, which must not delay hello
 
         stage, options = self._stage, self._stage.options
         if options.stopped():

@@ -83,10 +83,10 @@ class CodecStream:
             self._frames += 1
 
     def mark(self, meta: Mapping[str, Any]) -> None:
-        """Nothing is said about codes."""
+        """Pass marks by."""
 
     def flush(self) -> Iterator[Output]:
-        """Nothing is held back."""
+        """Give nothing: every row has been decoded at once."""
         self._leave(self._state)
         yield from ()
 

@@ -125,7 +125,7 @@ class FlowStream:
         return iter(())
 
     def _push(self, frame: Frame) -> Iterator[Output]:
-        from voxtral_pipes.stages.tensors import take_rows
+        from voxtral_pipes.stages.tensors import take_rows  # imports torch, which must not delay hello
 
         rows = take_rows(frame, "hidden", self._stage.config.input_dim)
         for at in range(len(rows)):
