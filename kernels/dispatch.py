@@ -11,13 +11,14 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from voxtral_pipes.errors import UnsupportedError, UsageError
-from voxtral_pipes.kernels import reference
-from voxtral_pipes.kernels.packed import Weight
+from voxtral_pipes.kernels import cpu, reference
+from voxtral_pipes.kernels.packed import HeadWeight, Int4Weight, OnednnWeight, PackedWeight, Weight
 from voxtral_pipes.kernels.precision import Precision
-from voxtral_pipes.kernels.reference import attention, embedding, head, rms_norm, rotate, swiglu
+from voxtral_pipes.kernels.reference import attention, rms_norm, rotate
 
 KERNELS = ("auto", "triton", "torch")
 FEW_ROWS = 16
@@ -91,6 +92,8 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
         elif not _has_triton():
             how += " (triton is not installed)"
         how += ", in CUDA graphs"
+    elif dtype == torch.bfloat16 and os.environ.get("VX_KERNELS", "auto") != "torch" and cpu.can_lay_out():
+        how = "oneDNN and int4 kernels, weights laid out for them"
     return f"computing in {str(dtype).removeprefix('torch.')} on {where} with {how}"
 
 
@@ -126,12 +129,62 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def prepare(weight: Weight, dtype: torch.dtype, *, many_rows: bool = False) -> Weight:
+    """Return a matrix as it is fastest to multiply by in `dtype`; on the CPU in bfloat16 that is a private copy.
+
+    `many_rows` says that it will mostly meet dozens of rows at a time.
+    """
+    if isinstance(weight, Tensor | PackedWeight) and _lays_out(weight, dtype):
+        return cpu.lay_out(weight, many_rows=many_rows)
+    return weight
+
+
+def prepare_head(weight: Weight, dtype: torch.dtype) -> Weight | HeadWeight:
+    """Return the tied embedding as `head` is fastest with; see `prepare`."""
+    if isinstance(weight, Tensor | PackedWeight) and _lays_out(weight, dtype):
+        fast = cpu.lay_out(weight, many_rows=False)
+        if isinstance(fast, OnednnWeight | Int4Weight):
+            return HeadWeight(fast, weight)
+    return weight
+
+
+def _lays_out(weight: Tensor | PackedWeight, dtype: torch.dtype) -> bool:
+    wanted = os.environ.get("VX_KERNELS", "auto") != "torch"
+    return wanted and dtype == torch.bfloat16 and weight.device.type == "cpu" and cpu.can_lay_out()
+
+
+def _stored(weight: Weight) -> Tensor | PackedWeight:
+    """Return a weight that has not been laid out."""
+    if isinstance(weight, OnednnWeight | Int4Weight):
+        raise TypeError("this operation is not for weights laid out for the CPU's products")
+    return weight
+
+
+def embedding(ids: Tensor, weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Look up rows (see `reference.embedding`)."""
+    return reference.embedding(ids, _stored(weight), dtype)
+
+
+def head(x: Tensor, weight: Weight | HeadWeight) -> Tensor:
+    """Multiply by the tied embedding in float32: x [B, N], weight [M, N], logits float32 [B, M]."""
+    if isinstance(weight, HeadWeight):
+        return cpu.head(x, weight)
+    return reference.head(x, _stored(weight))
+
+
+def swiglu(x: Tensor, gate: Weight, up: Weight) -> Tensor:
+    """Compute `silu(gate x) * (up x)`: x [..., N], gate and up [M, N], result [..., M]."""
+    return F.silu(linear(x, gate)) * linear(x, up)
+
+
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """Compute `x W^T + b`: x [..., N], weight [M, N], result [..., M] in the dtype of x."""
     if isinstance(weight, Tensor) and bias is None and fits_float(x, weight):
         from voxtral_pipes.kernels.float_rows import float_rows
 
         return float_rows(_rows(x).contiguous(), weight).view(*x.shape[:-1], -1)
+    if isinstance(weight, OnednnWeight | Int4Weight):
+        return cpu.linear(x, weight, bias)
     return reference.linear(x, weight, bias)
 
 
@@ -251,6 +304,8 @@ __all__ = [
     "norm_linears",
     "norm_swiglu",
     "pick_device",
+    "prepare",
+    "prepare_head",
     "rms_norm",
     "rotate",
     "swiglu",

@@ -49,5 +49,41 @@ class PackedWeight:
         return PackedWeight(self.format, self.blocks.to(device))
 
 
-Weight = Tensor | PackedWeight
-"""A matrix [out, in], dense or packed."""
+@dataclass(frozen=True, slots=True)
+class OnednnWeight:
+    """A bfloat16 matrix [out, in] in the order that oneDNN multiplies by; made by `cpu.lay_out`."""
+
+    laid: Tensor
+    """Opaque."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Weight:
+    """A Q4_0 matrix [out, in] in the order of torch's int4 kernel for the CPU; made by `cpu.lay_out`."""
+
+    codes: Tensor
+    """uint8 [out, in / 2], in an order of its own."""
+    scales: Tensor
+    """bfloat16 [in / 32, out, 2]: scale, and zero, which is 0."""
+    source: PackedWeight
+    """The weights as they lie in the file."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in), in weights."""
+        return self.source.shape
+
+
+StoredWeight = Tensor | PackedWeight
+"""A matrix [out, in] as a file holds it."""
+Weight = StoredWeight | OnednnWeight | Int4Weight
+"""A matrix [out, in], dense, packed, or laid out for the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWeight:
+    """The tied embedding as a head on the CPU: a fast form to find the greatest logits, an exact one to settle them."""
+
+    fast: OnednnWeight | Int4Weight
+    exact: StoredWeight

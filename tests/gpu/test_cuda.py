@@ -21,7 +21,7 @@ from asr_models import (
 from voxtral_pipes.formats.frame import encode
 from voxtral_pipes.kernels import dispatch
 from voxtral_pipes.kernels import reference as ref
-from voxtral_pipes.kernels.packed import PackedWeight, Weight
+from voxtral_pipes.kernels.packed import PackedWeight, StoredWeight
 from voxtral_pipes.models.decode import Decoder
 from voxtral_pipes.models.encode import Encoder
 from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
@@ -104,7 +104,7 @@ def random_packed(rows: int, width: int, seed: int) -> PackedWeight:
 
 def packed_decoder(device: torch.device) -> Decoder:
     shapes = decoder_shapes(SMALL)
-    tensors: dict[str, Weight] = dict(random_tensors(shapes, 2))
+    tensors: dict[str, StoredWeight] = dict(random_tensors(shapes, 2))
     for number, (name, shape) in enumerate(shapes.items()):
         if len(shape) == 2 and shape[1] % 32 == 0:
             tensors[name] = random_packed(*shape, seed=number)

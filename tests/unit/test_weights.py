@@ -22,7 +22,7 @@ from transformers import VoxtralRealtimeForConditionalGeneration
 from voxtral_pipes.config import AsrConfig, AudioConfig, DecoderConfig, EncoderConfig
 from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.locate import files_at
-from voxtral_pipes.kernels.packed import PackedWeight, Weight
+from voxtral_pipes.kernels.packed import PackedWeight, StoredWeight
 from voxtral_pipes.models.audio_settings import audio_config
 from voxtral_pipes.models.checkpoint import AsrCheckpoint
 from voxtral_pipes.models.hf_names import hf_name, mistral_name
@@ -45,11 +45,11 @@ def names_of(config: AsrConfig) -> list[str]:
     return [*encoder_shapes(config), *decoder_shapes(config)]
 
 
-def load(checkpoint: AsrCheckpoint, dtype: torch.dtype = torch.float32) -> dict[str, Weight]:
+def load(checkpoint: AsrCheckpoint, dtype: torch.dtype = torch.float32) -> dict[str, StoredWeight]:
     return load_weights(checkpoint, names_of(checkpoint.config), CPU, dtype)
 
 
-def assert_equal(ours: dict[str, Weight], theirs: dict[str, Any]) -> None:
+def assert_equal(ours: dict[str, StoredWeight], theirs: dict[str, Any]) -> None:
     assert ours.keys() == theirs.keys()
     for name, weight in ours.items():
         assert isinstance(weight, torch.Tensor)
@@ -124,7 +124,7 @@ def test_raw_shards_hold_the_same_model(home: Path, tmp_path: Path, layout: str,
             assert torch.equal(weight, other)
 
 
-def load_one(checkpoint: AsrCheckpoint, name: str) -> Weight:
+def load_one(checkpoint: AsrCheckpoint, name: str) -> StoredWeight:
     return load_weights(checkpoint, [name], CPU, torch.float32)[name]
 
 

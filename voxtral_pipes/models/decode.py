@@ -18,7 +18,7 @@ from torch import Tensor
 
 from voxtral_pipes.config import DecoderConfig
 from voxtral_pipes.kernels import dispatch as ops
-from voxtral_pipes.kernels.packed import Weight
+from voxtral_pipes.kernels.packed import HeadWeight, Weight
 from voxtral_pipes.models.cache import RingKV, Span
 from voxtral_pipes.models.layers import Linear, time_embedding
 from voxtral_pipes.models.stack import Stack, StackState
@@ -33,6 +33,8 @@ class Decoder:
     config: DecoderConfig
     embedding: Weight
     """[vocab, dim], also the head."""
+    head: Weight | HeadWeight
+    """The same, as it is fastest to multiply by."""
     stack: Stack
     conditions: tuple[tuple[Linear, Linear], ...]
     """Per layer D_l [ada_dim, dim] and U_l [dim, ada_dim]."""
@@ -44,7 +46,8 @@ class Decoder:
         return cls(
             config=config,
             embedding=tensors[EMBEDDING],
-            stack=Stack.of(tensors, "", config),
+            stack=(stack := Stack.of(tensors, "", config)),
+            head=ops.prepare_head(tensors[EMBEDDING], stack.dtype),
             conditions=tuple(
                 (
                     Linear.of(tensors, f"layers.{i}.ada_rms_norm_t_cond.0"),
@@ -107,7 +110,7 @@ class Decoder:
         x = audio.to(self.device, dtype) + ops.embedding(tokens, self.embedding, dtype)
         x = self.stack(x, kv, turn, span, norms)
         last = self.stack.normed(x[:, -1])
-        return ops.head(last, self.embedding)
+        return ops.head(last, self.head)
 
     def prefill(self, state: StackState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, StackState]:
         """Run the prompt, audio [B, L, dim] and tokens [B, L], in one pass where it fits the window.

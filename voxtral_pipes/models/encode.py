@@ -61,10 +61,14 @@ class Encoder:
         return cls(
             config=config,
             convs=(conv0, conv1),
-            stack=Stack.of(tensors, f"{WHISPER}transformer.", config),
+            stack=(stack := Stack.of(tensors, f"{WHISPER}transformer.", config, many_rows=True)),
             adapter=(
-                Linear.of(tensors, f"{ROOT}audio_language_projection.0"),
-                Linear.of(tensors, f"{ROOT}audio_language_projection.2"),
+                Linear.of(tensors, f"{ROOT}audio_language_projection.0").prepared(
+                    stack.dtype, many_rows=True
+                ),
+                Linear.of(tensors, f"{ROOT}audio_language_projection.2").prepared(
+                    stack.dtype, many_rows=True
+                ),
             ),
         )
 

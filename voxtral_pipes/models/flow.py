@@ -52,7 +52,7 @@ class Flow:
             config=config,
             input_projection=Linear.of(tensors, f"{FLOW}input_projection"),
             time_projection=Linear.of(tensors, f"{FLOW}time_projection"),
-            llm_projection=Linear.of(tensors, f"{FLOW}llm_projection"),
+            llm_projection=Linear.of(tensors, f"{FLOW}llm_projection").prepared(norm.dtype),
             semantic_output=tensors[f"{FLOW}semantic_codebook_output.weight"],
             acoustic_output=Linear.of(tensors, f"{FLOW}acoustic_codebook_output"),
             blocks=tuple(

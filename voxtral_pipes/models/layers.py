@@ -59,6 +59,10 @@ class Linear:
         bias = f"{name}.bias"
         return cls(tensors[f"{name}.weight"], dense(tensors, bias) if bias in tensors else None)
 
+    def prepared(self, dtype: torch.dtype, *, many_rows: bool = False) -> Linear:
+        """Return it as it is fastest in `dtype`; `many_rows` says that it mostly meets dozens of rows at a time."""
+        return Linear(ops.prepare(self.weight, dtype, many_rows=many_rows), self.bias)
+
     @property
     def dense_weight(self) -> Tensor:
         """The matrix, for kernels that are only chosen where it is not packed."""
@@ -87,15 +91,24 @@ class Block:
     norm_eps: float
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Weight], prefix: str, head_dim: int, norm_eps: float) -> Block:
-        """Take the layer whose Mistral names begin with `prefix` ("layers.0.")."""
+    def of(
+        cls,
+        tensors: Mapping[str, Weight],
+        prefix: str,
+        head_dim: int,
+        norm_eps: float,
+        *,
+        many_rows: bool = False,
+    ) -> Block:
+        """Take the layer whose Mistral names begin with `prefix` ("layers.0."); see `Linear.prepared`."""
+        norm = dense(tensors, f"{prefix}attention_norm.weight")
         projections = {
-            name: Linear.of(tensors, f"{prefix}{part}.{name}")
+            name: Linear.of(tensors, f"{prefix}{part}.{name}").prepared(norm.dtype, many_rows=many_rows)
             for part, names in (("attention", ("wq", "wk", "wv", "wo")), ("feed_forward", ("w1", "w2", "w3")))
             for name in names
         }
         return cls(
-            attention_norm=dense(tensors, f"{prefix}attention_norm.weight"),
+            attention_norm=norm,
             ffn_norm=dense(tensors, f"{prefix}ffn_norm.weight"),
             head_dim=head_dim,
             norm_eps=norm_eps,

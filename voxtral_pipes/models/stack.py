@@ -63,11 +63,16 @@ class Stack:
         tensors: Mapping[str, Weight],
         prefix: str,
         config: StackConfig,
+        *,
+        many_rows: bool = False,
     ) -> Stack:
-        """Take `PREFIXlayers.N.*` and `PREFIXnorm.weight`, all on one device."""
+        """Take `PREFIXlayers.N.*` and `PREFIXnorm.weight`, all on one device.
+
+        `many_rows` says that steps are mostly of dozens of positions.
+        """
         norm = dense(tensors, f"{prefix}norm.weight")
         blocks = tuple(
-            Block.of(tensors, f"{prefix}layers.{i}.", config.head_dim, config.norm_eps)
+            Block.of(tensors, f"{prefix}layers.{i}.", config.head_dim, config.norm_eps, many_rows=many_rows)
             for i in range(config.n_layers)
         )
         return cls(

@@ -31,7 +31,7 @@ ENCODER_STRIDES = "2,2,2,1"
 MAX_STEPS = 1000
 MAX_CODES = (1 << 16) - CODE_OFFSET
 """Of one codebook: they travel as 16 bits."""
-RATE_HZ, FRAME_SAMPLES = 24000, 1920
+RATE_HZ = 24000
 """What every stage counts in (tts.md section 1)."""
 
 
@@ -227,10 +227,9 @@ def _checked(config: TtsConfig, label: str) -> TtsConfig:
             raise BadModelError(
                 f"{label}: {ours} {what} are too many; {most} can be sent from stage to stage"
             )
-    if (codec.rate_hz, codec.frame_samples) != (RATE_HZ, FRAME_SAMPLES):
+    if codec.rate_hz != RATE_HZ:
         raise BadModelError(
-            f"{label}: frames of the codec have {codec.frame_samples} samples at {codec.rate_hz} Hz; only "
-            f"{FRAME_SAMPLES} at {RATE_HZ} Hz, 80 ms, are supported"
+            f"{label}: the codec speaks at {codec.rate_hz} Hz; only {RATE_HZ} Hz is supported"
         )
     if codec.frame_patches < OUT_KERNEL:
         # The first frame must hold what the last convolution sees mirrored before it (tts.md section 10).

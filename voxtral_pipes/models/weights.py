@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from voxtral_pipes.errors import BadModelError
-from voxtral_pipes.kernels.packed import BLOCK_BYTES, BLOCK_WEIGHTS, PackedFormat, PackedWeight, Weight
+from voxtral_pipes.kernels.packed import BLOCK_BYTES, BLOCK_WEIGHTS, PackedFormat, PackedWeight, StoredWeight
 from voxtral_pipes.models.checkpoint import Checkpoint
 
 _DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -36,7 +36,7 @@ def hf_rows(rows: Tensor, head_dim: int) -> Tensor:
 
 def load_weights(
     checkpoint: Checkpoint, names: Iterable[str], device: torch.device, dtype: torch.dtype
-) -> dict[str, Weight]:
+) -> dict[str, StoredWeight]:
     """Load tensors by Mistral's names.
 
     Dense ones come as `dtype` on `device`: views of the mapped file where that is what lies there, and then
@@ -48,7 +48,7 @@ def load_weights(
     return {name: _load(checkpoint, name, device, dtype) for name in names}
 
 
-def _load(checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype) -> Weight:
+def _load(checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype) -> StoredWeight:
     info = checkpoint.info(name)
     head_dim = checkpoint.rotary_head_dim(name)
     if info.type in _PACKED:

@@ -1,0 +1,111 @@
+"""Matrices laid out for the CPU's own instructions: bfloat16 by oneDNN, Q4_0 by torch's int4 kernel.
+
+At batch 1 a step is reading weights.  F.linear reaches about 60 % of the memory's speed with bfloat16, since oneDNN
+wants its own order of the weights; laid out once, it reaches all of it.  Q4_0 maps onto the int4 kernel exactly but for
+the scales, which it keeps in bfloat16 (float16 in the file): 0.24 % of the result's norm, as much as bfloat16
+arithmetic costs anyway.  Both are private copies, made when a model is loaded; VX_KERNELS=torch does without, and is
+exact for Q4_0.
+
+The operators are private ones of torch, of the same name and meaning from 2.11 to 2.13; `can_lay_out` asks for them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from voxtral_pipes.kernels import reference
+from voxtral_pipes.kernels.packed import (
+    BLOCK_WEIGHTS,
+    HeadWeight,
+    Int4Weight,
+    OnednnWeight,
+    PackedWeight,
+    Weight,
+)
+
+INT4_ROWS = 512
+"""Up to this many rows the int4 kernel is faster than to unpack the weights for one product."""
+INT4_OUT = 16
+"""The int4 kernel wants outputs in multiples of this."""
+UNPACKED_OUT = 1024
+"""Outputs unpacked at a time: the kernel takes 32 bits a weight."""
+CANDIDATE_SHARE = 1 / 16
+"""Of the greatest logit: further below it than that, a logit of rounded arithmetic cannot be the greatest."""
+MAX_CANDIDATES = 4096
+
+
+@cache
+def can_lay_out() -> bool:
+    """Tell whether torch and the processor have what this module needs."""
+    return bool(
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu")
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def lay_out(weight: Tensor | PackedWeight, *, many_rows: bool) -> Weight:
+    """Return a matrix in the form that is fastest here in bfloat16; a private copy.
+
+    With `many_rows` the weight will mostly be multiplied by more rows than the int4 kernel is good for: Q4_0 becomes
+    bfloat16.
+    """
+    if isinstance(weight, Tensor):
+        if weight.dtype != torch.bfloat16 or weight.ndim != 2:
+            return weight
+        return OnednnWeight(torch.ops.mkldnn._reorder_linear_weight(weight, 1), tuple(weight.shape))
+    if weight.format == "q4_0" and not many_rows and weight.shape[0] % INT4_OUT == 0:
+        return int4_of(weight)
+    return lay_out(reference.dequantize(weight, torch.bfloat16), many_rows=many_rows)
+
+
+def int4_of(weight: PackedWeight) -> Int4Weight:
+    """Lay Q4_0 out for the int4 kernel: value = (code - 8) * scale, which is what it computes where zero is 0."""
+    n_out, n_in = weight.shape
+    pieces = []
+    step = UNPACKED_OUT if n_out % UNPACKED_OUT == 0 else n_out
+    for first in range(0, n_out, step):
+        packed = weight.blocks[first : first + step, :, 2:]
+        codes = torch.cat((packed & 15, packed >> 4), dim=-1).to(torch.int32).view(-1, n_in)
+        pieces.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1))
+    scales = weight.blocks[..., :2].contiguous().view(torch.float16)[..., 0].to(torch.bfloat16).t()
+    both = torch.stack((scales, torch.zeros_like(scales)), dim=-1).contiguous()
+    return Int4Weight(torch.cat(pieces), both, weight)
+
+
+def linear(x: Tensor, weight: OnednnWeight | Int4Weight, bias: Tensor | None) -> Tensor:
+    """Compute `x W^T + b`: x bfloat16 [..., N], weight [M, N]."""
+    if isinstance(weight, OnednnWeight):
+        laid: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.laid, bias, "none", [], "")
+        return laid
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) > INT4_ROWS:
+        return F.linear(x, reference.dequantize(weight.source, x.dtype), bias)
+    y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+        rows.contiguous(), weight.codes, BLOCK_WEIGHTS, weight.scales
+    )
+    y = y if bias is None else y + bias
+    return y.view(*x.shape[:-1], -1)
+
+
+def head(x: Tensor, weight: HeadWeight) -> Tensor:
+    """Multiply by the tied embedding: x [B, N], logits float32 [B, M], the greatest of them exact in float32.
+
+    The fast product, rounded to bfloat16, only says which logits can be the greatest; those are computed again from
+    the weights themselves (bfloat16 logits tie, asr.md section 9).
+    """
+    logits = linear(x.to(torch.bfloat16), weight.fast, None).float()
+    for row, wide in zip(logits, x.float(), strict=True):
+        margin = CANDIDATE_SHARE * row.abs().max()
+        candidates = (row >= row.max() - margin).nonzero()[:, 0]
+        if len(candidates) > MAX_CANDIDATES:
+            row.copy_(reference.head(wide[None], weight.exact)[0])
+        else:
+            row[candidates] = reference.embedding(candidates, weight.exact, torch.float32) @ wide
+    return logits

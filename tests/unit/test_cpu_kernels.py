@@ -1,0 +1,115 @@
+"""kernels/cpu.py: laid out weights against the weights they were made of."""
+
+from __future__ import annotations
+
+import gguf
+import pytest
+import torch
+
+from voxtral_pipes.kernels import cpu, dispatch, reference
+from voxtral_pipes.kernels.packed import HeadWeight, Int4Weight, OnednnWeight, PackedWeight
+
+pytestmark = pytest.mark.skipif(
+    not cpu.can_lay_out(), reason="this processor or torch has no bfloat16 by oneDNN"
+)
+
+BF16 = torch.bfloat16
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def packed(n_out: int, n_in: int, kind: str = "Q4_0", *, never_negative: bool = False) -> PackedWeight:
+    """Quantise by ggml's rule, or by the other one in use: d = max / 7, never negative (formats.md section 0)."""
+    weights = drawn(n_out, n_in, seed=n_out) / n_in**0.5
+    if never_negative:
+        blocks = weights.view(n_out, n_in // 32, 32)
+        scale = blocks.abs().amax(dim=-1, keepdim=True) / 7
+        codes = torch.floor(blocks / scale + 8.5).clamp(0, 15).to(torch.uint8)
+        nibbles = codes[..., :16] | (codes[..., 16:] << 4)
+        return PackedWeight("q4_0", torch.cat((scale.half().view(torch.uint8), nibbles), dim=-1))
+    form = getattr(gguf.GGMLQuantizationType, kind)
+    raw = torch.from_numpy(gguf.quantize(weights.numpy(), form))
+    return PackedWeight("q4_0" if kind == "Q4_0" else "q8_0", raw.view(n_out, n_in // 32, -1))
+
+
+def off(got: torch.Tensor, exact: torch.Tensor) -> float:
+    """Return the relative error of the norm."""
+    return float((got.float() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize(("n_out", "n_in"), [(37, 45), (96, 64), (1, 7), (256, 1024)])
+def test_bfloat16_by_onednn_is_f_linear_bit_for_bit(n_out: int, n_in: int, rows: int) -> None:
+    weight, x, bias = (
+        drawn(n_out, n_in).to(BF16),
+        drawn(rows, n_in, seed=1).to(BF16),
+        drawn(n_out, seed=2).to(BF16),
+    )
+    laid = dispatch.prepare(weight, BF16)
+    assert isinstance(laid, OnednnWeight) and laid.shape == (n_out, n_in)
+    assert torch.equal(dispatch.linear(x, laid), torch.nn.functional.linear(x, weight))
+    assert torch.equal(
+        dispatch.linear(x[None], laid, bias), torch.nn.functional.linear(x[None], weight, bias)
+    )
+
+
+@pytest.mark.parametrize("never_negative", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 7, cpu.INT4_ROWS, cpu.INT4_ROWS + 1])
+@pytest.mark.parametrize(("n_out", "n_in"), [(16, 32), (48, 96), (2048, 64), (1040, 128)])
+def test_q4_by_the_int4_kernel_costs_no_more_than_bfloat16(
+    n_out: int, n_in: int, rows: int, never_negative: bool
+) -> None:
+    weight, x = packed(n_out, n_in, never_negative=never_negative), drawn(rows, n_in, seed=1).to(BF16)
+    laid = dispatch.prepare(weight, BF16)
+    assert isinstance(laid, Int4Weight) and laid.shape == (n_out, n_in)
+    exact = reference.linear(x.float(), weight)
+    assert off(dispatch.linear(x, laid), exact) < 5e-3
+    assert off(reference.linear(x, weight), exact) < 5e-3  # the same by plain torch
+    assert dispatch.linear(x[None], laid).shape == (1, rows, n_out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_out", "many"), [("Q4_0", 37, False), ("Q4_0", 48, True), ("Q8_0", 48, False)]
+)
+def test_what_the_int4_kernel_is_not_for_becomes_bfloat16(kind: str, n_out: int, many: bool) -> None:
+    weight, x = packed(n_out, 64, kind), drawn(3, 64, seed=1).to(BF16)
+    laid = dispatch.prepare(weight, BF16, many_rows=many)
+    assert isinstance(laid, OnednnWeight)
+    assert off(dispatch.linear(x, laid), reference.linear(x.float(), weight)) < 5e-3
+
+
+def test_nothing_is_laid_out_in_float32_or_where_plain_torch_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight = drawn(16, 32)
+    assert dispatch.prepare(weight, torch.float32) is weight
+    assert dispatch.prepare(packed(16, 32), torch.float32).__class__ is PackedWeight
+    monkeypatch.setenv("VX_KERNELS", "torch")
+    assert dispatch.prepare(packed(16, 32), BF16).__class__ is PackedWeight
+    assert dispatch.prepare_head(weight.to(BF16), BF16) is not None
+
+
+@pytest.mark.parametrize("stored", ["bf16", "q4_0"])
+def test_the_greatest_logit_is_exact(stored: str) -> None:
+    weight = drawn(4096, 64, seed=3).to(BF16) if stored == "bf16" else packed(4096, 64)
+    head = dispatch.prepare_head(weight, BF16)
+    assert isinstance(head, HeadWeight)
+    for seed in range(20):
+        x = drawn(2, 64, seed=seed).to(BF16)
+        got, exact = dispatch.head(x, head), reference.head(x, weight)
+        assert torch.equal(got.argmax(dim=1), exact.argmax(dim=1))
+        best = exact.argmax(dim=1, keepdim=True)
+        torch.testing.assert_close(got.gather(1, best), exact.gather(1, best), atol=1e-5, rtol=0)
+        assert off(got, exact) < 5e-3
+
+
+def test_a_head_whose_logits_are_all_alike_is_exact_throughout() -> None:
+    row = drawn(1, 64).to(BF16)
+    weight = row.expand(5000, 64).contiguous()
+    weight[4321] *= 1 + 2**-7
+    head = dispatch.prepare_head(weight, BF16)
+    x = row.clone()
+    torch.testing.assert_close(dispatch.head(x, head), reference.head(x, weight), atol=1e-5, rtol=0)
+    assert int(dispatch.head(x, head).argmax()) == 4321
