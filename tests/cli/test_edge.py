@@ -71,6 +71,11 @@ def work(args, log):
         while args.what == "write":
             edge.Output(binary=False).write(b"x" * 100000)
         return 0
+    if args.mode == "open":
+        with open(args.what, "wb") as file:
+            log.error("said while a file is open")
+            edge.Output(binary=False).write(b"shown while a file is open")
+        return 0
     if args.mode == "write":
         edge.open_stdin()
         output = edge.Output(binary=True, force=args.force)
@@ -87,7 +92,7 @@ def work(args, log):
 
 def parser():
     result = Parser("vx-probe", "Probes the edge.", "vx-probe < x")
-    result.add_argument("mode", choices=("raise", "talk", "act", "write", "read", "filter"))
+    result.add_argument("mode", choices=("raise", "talk", "act", "open", "write", "read", "filter"))
     result.add_argument("what", nargs="?")
     add_general(result)
     return result
@@ -385,6 +390,20 @@ def test_a_closed_stdin_is_told(probe: list[str]) -> None:
     assert done.stderr == b"vx-probe: stdin is closed; pipe something in\n"
 
 
+@pytest.mark.parametrize(
+    ("closed", "status"), [(">&-", 1), ("2>&-", 0), ("<&- 2>&-", 0), ("<&- >&-", 1), ("<&- >&- 2>&-", 1)]
+)
+def test_a_closed_stdout_or_stderr_is_no_file_opened_later(
+    probe: list[str], tmp_path: Path, closed: str, status: int
+) -> None:
+    path = tmp_path / "opened"
+    line = ["bash", "-c", f'"$@" {closed}', "bash", *probe, "open", str(path)]
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, timeout=WAIT_S, check=False)
+    assert done.returncode == status and path.read_bytes() == b""
+    if closed == ">&-":
+        assert done.stderr.endswith(b"vx-probe: cannot write to stdout: Bad file descriptor\n")
+
+
 # --- log lines and statuses
 
 
@@ -412,6 +431,21 @@ def test_bad_options_are_one_line(probe: list[str]) -> None:
         done = run([*probe, *wrong])
         assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
         assert done.stderr.startswith(b"vx-probe: ") and b"(try vx-probe --help)" in done.stderr
+
+
+def test_two_dashes_end_the_options_and_are_no_operand(probe: list[str]) -> None:
+    assert run([*probe, "talk", "-q", "--"]).returncode == 0
+    assert run([*probe, "-q", "--", "talk"]).returncode == 0
+    done = run(["vx-flow", "--"])
+    assert (done.returncode, done.stderr) == (
+        1,
+        b"vx-flow: the input is empty: the command before this one wrote nothing\n",
+    )
+    done = run(["vx-flow", "--", "a", "--seed"])
+    assert (done.returncode, done.stderr) == (
+        2,
+        b"vx-flow: unrecognized arguments: a --seed (try vx-flow --help)\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Nothing here imports numpy or torch: `main` sets the signal handlers first and i
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import select
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from voxtral_pipes.formats.frame import ByteSource, Frame
     from voxtral_pipes.stages.base import Hello, Outgoing, Stage
 
-STDIN, STDOUT = 0, 1
+STDIN, STDOUT, STDERR = 0, 1, 2
 DEADLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _interrupted = False
 _last_acts: list[Callable[[], object]] = []
@@ -70,8 +71,9 @@ def run(parser: Parser, work: Callable[[argparse.Namespace, Log], int]) -> int:
     """
     log = Log(parser.prog)
     try:
+        _hold_standard_descriptors()
         _set_signals()
-        args = parser.parse_args()
+        args = parser.parse()
         log.level = _level(args)
         return work(args, log)
     except BrokenPipeError:
@@ -115,6 +117,18 @@ def explain(error: Exception) -> VoxError:
     return VoxError(
         f"internal error, {type(error).__name__}{said} (run with -v for the traceback, and report it)"
     )
+
+
+def _hold_standard_descriptors() -> None:
+    """Put something useless where stdin, stdout or stderr is closed, so that no file or socket gets its number.
+
+    Reading such a stdin and writing such a stdout fails as before; what goes to such a stderr is lost.
+    """
+    for descriptor, flags in ((STDIN, os.O_WRONLY), (STDOUT, os.O_RDONLY), (STDERR, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, flags)  # takes the lowest number that is free, which is this one
 
 
 def _level(args: argparse.Namespace) -> int:
@@ -220,9 +234,11 @@ def open_stdin() -> io.BufferedReader:
         UsageError: stdin is a terminal or closed.
     """
     try:
-        os.fstat(STDIN)
-    except OSError as error:
-        raise UsageError("stdin is closed; pipe something in") from error
+        closed = fcntl.fcntl(STDIN, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+    except OSError:
+        closed = True
+    if closed:
+        raise UsageError("stdin is closed; pipe something in")
     if os.isatty(STDIN):
         raise UsageError("stdin is a terminal; pipe something in, or try --help")
     return io.BufferedReader(_Stdin(), 1 << 16)

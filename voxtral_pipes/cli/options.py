@@ -34,6 +34,15 @@ class Parser(argparse.ArgumentParser):
 
         Output(binary=False).write(message.encode())
 
+    def parse(self) -> argparse.Namespace:
+        """Parse the command line; argparse itself would take a `--` with nothing behind it for an operand."""
+        known, rest = self.parse_known_args()
+        if "--" in rest:
+            rest.remove("--")
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return known
+
     def error(self, message: str) -> NoReturn:
         """Turn a parse error into the one line that the edge prints."""
         raise UsageError(f"{message} (try {self.prog} --help)")
@@ -79,13 +88,13 @@ def add_device(parser: Parser, *, auto_dtype: str = AUTO_DTYPE) -> None:
     group.add_argument(
         "--device",
         metavar="DEVICE",
-        default=os.environ.get("VX_DEVICE", "auto"),
+        default=os.environ.get("VX_DEVICE") or "auto",
         help="auto, cpu, cuda or cuda:N; auto takes CUDA where it is found (VX_DEVICE)",
     )
     group.add_argument(
         "--dtype",
         choices=("auto", "f32", "bf16"),
-        default=os.environ.get("VX_DTYPE", "auto"),
+        default=os.environ.get("VX_DTYPE") or "auto",
         help=f"arithmetic; auto is {auto_dtype} (VX_DTYPE)",
     )
 
@@ -105,4 +114,7 @@ def natural(text: str) -> int:
     """Parse an option that may be zero."""
     if text.strip() == "0":
         return 0
-    return positive(text)
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more") from error
