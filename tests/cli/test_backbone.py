@@ -192,6 +192,7 @@ def test_wrong_options_are_a_usage_error(model: Path, options: list[str]) -> Non
     ("name", "said"),
     [
         ("eve", "--voice eve: there is no such voice; there are casual_female, casual_male"),
+        ("", "--voice : there is no such voice"),
         ("me.wav", "--voice me.wav: new voices cannot be made from recordings"),
         ("./casual_male", "new voices cannot be made from recordings"),
     ],
@@ -287,7 +288,8 @@ def test_input_that_is_not_for_it(model: Path, tmp_path: Path) -> None:
 
 def test_saved_codes_that_are_none(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "codes.vx"
-    failed(run("-m", model, "--codes", path, data=asked()), "No such file", "failed")
+    failed(run("-m", model, "--codes", path, data=asked()), f"--codes {path}: No such file", "bad-input")
+    failed(run("-m", model, "--codes", tmp_path, data=asked()), f"--codes {tmp_path}: Is a dir", "bad-input")
     whole = saved(path, {0: sound(3)}).read_bytes()
     for content, code in (
         (whole[:-5], "truncated"),
@@ -382,11 +384,14 @@ def test_the_published_voices_where_there_is_no_model() -> None:
     assert (quiet.stdout, quiet.stderr) == (done.stdout, b"")
 
 
-def test_voices_of_a_model_that_is_none(tiny_model: Path) -> None:
+def test_voices_of_a_model_that_is_none(tiny_model: Path, tmp_path: Path) -> None:
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(b"junk\n")
     for options, variables, said in (
         (["-m", "/nowhere"], {}, "there is no model at /nowhere"),
         ([], {"VX_TTS_MODEL": "/nowhere"}, "there is no model at /nowhere"),
-        (["-m", tiny_model], {}, "no voices (audio.voice_num_audio_tokens)"),
+        (["-m", tiny_model], {}, "is a speech recognition model"),
+        (["-m", junk], {}, "not a GGUF file"),
         (["--voices", "/nowhere"], {}, "/nowhere cannot be read"),
     ):
         done = run("--list-voices", *options, **variables)  # type: ignore[arg-type]

@@ -223,7 +223,8 @@ def failed(done: subprocess.CompletedProcess[bytes], said: str, code: str) -> No
     "options",
     [
         ["-n", "0"], ["-n", "-1"], ["-n", "1001"], ["-n", "2.5"], ["--steps", "many"], ["--cfg", "nan"],
-        ["--cfg", "inf"], ["--cfg", "much"], ["--seed=-1"], ["--seed", str(2**64)], ["--seed", "1.5"], ["--seed", ""],
+        ["--cfg", "inf"], ["--cfg", "much"], ["--cfg", "1e300"], ["--cfg=-1001"],
+        ["--seed=-1"], ["--seed", str(2**64)], ["--seed", "1.5"], ["--seed", ""],
         ["--seed", "9" * 5000], ["--seed", "٣"], ["--noise"], ["--dtype", "f16"], ["hidden.vx"], ["--voice", "ann"],
     ],
 )  # fmt: skip
@@ -231,6 +232,11 @@ def test_wrong_options_are_a_usage_error(model: Path, options: list[str]) -> Non
     done = run("-m", model, *options, data=asked())
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
     assert len(done.stderr) < 300
+
+
+def test_an_empty_variable_is_as_good_as_none(model: Path) -> None:
+    done = run(data=asked(), VX_TTS_MODEL=str(model), VX_DEVICE="", VX_DTYPE="")
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def npy(shape: str = "(2, 36)", descr: str = "'<f4'", data: bytes = bytes(288), version: int = 1) -> bytes:
@@ -271,6 +277,25 @@ def test_noise_that_is_none_is_one_line_and_travels(model: Path, tmp_path: Path)
         failed(run("-m", model, "--noise", tmp_path / name, data=asked()), BAD_NOISE[name][1], "bad-input")
     failed(run("-m", model, "--noise", "/nowhere", data=asked()), "/nowhere cannot be read", "bad-input")
     failed(run("-m", model, "--noise", tmp_path, data=asked()), "is not a regular file", "bad-input")
+
+
+def test_noise_comes_through_a_pipe_too(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "noise.npy", np.random.default_rng(1).standard_normal((ROWS, 36), dtype=np.float32))
+    (tmp_path / "hidden.vx").write_bytes(asked(stream(0, rows())))
+    line = 'vx-flow -m "$0" --no-empty --noise {} < hidden.vx'
+    given, piped, text, endless = (
+        subprocess.run(
+            ["bash", "-c", line.format(noise), str(model)], capture_output=True, timeout=WAIT_S, check=False,
+            cwd=tmp_path, env=environment(None, TMPDIR=str(tmp_path)),
+        )
+        for noise in ("noise.npy", "<(cat noise.npy)", "<(echo 0.1)", "<(cat /dev/zero)")
+    )  # fmt: skip
+    assert piped.returncode == given.returncode == 0 and piped.stdout == given.stdout != b""
+    failed(text, "is not an npy file of numbers", "bad-input")
+    failed(endless, "gives over 64 MiB", "bad-input")
+    for done in (text, endless):
+        assert done.stderr.startswith(b"vx-flow: --noise /dev/fd/")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hidden.vx", "noise.npy"]
 
 
 @pytest.mark.parametrize("name", BAD_NOISE)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
 from voxtral_pipes.config import MAX_FRAMES, TTS_RATE_HZ
-from voxtral_pipes.errors import NoModelError, VoxError
+from voxtral_pipes.errors import BadInputError, NoModelError, VoxError
 from voxtral_pipes.formats.family import MODEL_VARIABLE, TTS
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def _saved(path: Path, model: Mapping[str, str]) -> Codes:
             return SavedCodes(FrameReader(file), model)
     except VoxError as error:
         raise type(error)(f"--codes {path}: {error}") from error
+    except OSError as error:
+        raise BadInputError(f"--codes {path}: {error.strerror or error}") from error
 
 
 def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage:
@@ -137,7 +139,7 @@ def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage
     checkpoint = TtsCheckpoint(files)
     config = checkpoint.config.backbone
     tekken = _tekken(args, files, log)
-    voice = pick(args.voice or DEFAULT, _voices(args, files, tekken))
+    voice = pick(DEFAULT if args.voice is None else args.voice, _voices(args, files, tekken))
     ids = PromptIds() if tekken is None else PromptIds.of(tekken)
     names = list(backbone_shapes(config))
     precision = pick_precision(args.dtype, checkpoint.stored_bytes(names))
@@ -176,6 +178,7 @@ def _voices(args: argparse.Namespace, files: ModelFiles, tekken: Tekken | None) 
 def _list(args: argparse.Namespace, log: edge.Log) -> int:
     """Print the voices; those of the published model where there is none to ask."""
     from voxtral_pipes.formats.locate import locate_model
+    from voxtral_pipes.models.checkpoint import TtsCheckpoint
     from voxtral_pipes.models.voices import PUBLISHED, voices_in
 
     output = edge.Output(binary=False)
@@ -187,6 +190,7 @@ def _list(args: argparse.Namespace, log: edge.Log) -> int:
         log.warn("no model was found: these are the voices of the published one")
         voices: Mapping[str, Voice] = voices_in(args.voices, PUBLISHED)
     else:
+        TtsCheckpoint(files)  # what is no synthesis model has no voices
         voices = _voices(args, files, _tekken(args, files, log))
     lines = [f"{voice.name:<16} {voice.language:<3} {voice.rows or '-'}" for voice in voices.values()]
     output.write("".join(f"{line}\n" for line in lines).encode())

@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
 from voxtral_pipes.config import MAX_EULER_STEPS, TTS_RATE_HZ
+from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.family import TTS
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from voxtral_pipes.formats.frame import Frame
     from voxtral_pipes.models.flow import Sampler
     from voxtral_pipes.stages.flow import Back, FlowOptions, FlowStage
 
 NAME = "vx-flow"
+MAX_GUIDANCE = 1000
+MAX_NOISE_BYTES = 64 << 20
+"""Of --noise through a pipe, which is held in memory; ten hours of speech."""
 
 DESCRIPTION = """\
 Turn the hidden states of vx-backbone into codes: one of meaning, 36 of sound, for every 80 ms.
@@ -40,7 +47,7 @@ def parser() -> Parser:
         help="Euler steps a frame: fewer are faster, more are better (7, or what the model says)",
     )  # fmt: skip
     group.add_argument(
-        "--cfg", type=_finite, metavar="A", default=1.2,
+        "--cfg", type=_guidance, metavar="A", default=1.2,
         help="weight of the text against no text: v = A v(text) + (1 - A) v(none) (1.2)",
     )  # fmt: skip
     group.add_argument(
@@ -74,13 +81,15 @@ def _steps(text: str) -> int:
     return steps
 
 
-def _finite(text: str) -> float:
+def _guidance(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    if abs(value) > MAX_GUIDANCE:  # far beyond any use, and far from where float32 ends
+        raise argparse.ArgumentTypeError(f"{text!r} is too much; {MAX_GUIDANCE} is the most")
     return value
 
 
@@ -149,13 +158,36 @@ def _make(args: argparse.Namespace, back: Back, log: edge.Log) -> FlowStage:
 def _options(args: argparse.Namespace, width: int, default_steps: int, log: edge.Log) -> FlowOptions:
     import secrets
 
-    from voxtral_pipes.models.noise import read_noise
     from voxtral_pipes.stages.flow import FlowOptions
 
-    noise = None if args.noise is None else read_noise(args.noise, width)
+    noise = None if args.noise is None else _noise(args.noise, width)
     seed = secrets.randbits(32) if args.seed is None else args.seed
     steps = default_steps if args.steps is None else args.steps
     log.note(
         f"{steps} steps, cfg {args.cfg:g}, " + (f"noise of {args.noise}" if args.noise else f"--seed {seed}")
     )
     return FlowOptions(steps, args.cfg, seed, noise, args.no_empty)
+
+
+def _noise(path: Path, width: int) -> npt.NDArray[np.float32]:
+    """Read --noise; a pipe, `<(...)` of the shell, becomes a file first, for it is mapped."""
+    import tempfile
+
+    from voxtral_pipes.models.noise import read_noise
+
+    try:
+        if not path.is_fifo():
+            return read_noise(path, width)
+        with path.open("rb") as pipe:
+            data = pipe.read(MAX_NOISE_BYTES + 1)
+        if len(data) > MAX_NOISE_BYTES:
+            raise BadInputError(f"{path} gives over {MAX_NOISE_BYTES >> 20} MiB")
+        with tempfile.NamedTemporaryFile(prefix="vx-noise-") as file:
+            file.write(data)
+            file.flush()
+            try:
+                return read_noise(Path(file.name), width)
+            except BadInputError as error:
+                raise BadInputError(str(error).replace(file.name, str(path))) from error
+    except BadInputError as error:
+        raise BadInputError(f"--noise {error}") from error
