@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from voxtral_pipes.config import BackboneConfig, CodecConfig, FlowConfig, TtsConfig, exact_div
+from voxtral_pipes.config import (
+    MAX_EULER_STEPS,
+    TTS_RATE_HZ,
+    BackboneConfig,
+    CodecConfig,
+    FlowConfig,
+    TtsConfig,
+    exact_div,
+)
 from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.settings import Settings
 from voxtral_pipes.models.codes import CODE_OFFSET, MAX_CODEBOOKS
@@ -28,11 +36,8 @@ from voxtral_pipes.models.tts_shapes import (
 
 ENCODER_STRIDES = "2,2,2,1"
 """Of the codec's encoder, which is not released; its halvings of the window are what the decoder begins with."""
-MAX_STEPS = 1000
 MAX_CODES = (1 << 16) - CODE_OFFSET
 """Of one codebook: they travel as 16 bits."""
-RATE_HZ = 24000
-"""What every stage counts in (tts.md section 1)."""
 
 
 def from_params(path: Path) -> TtsConfig:
@@ -89,7 +94,7 @@ def from_params(path: Path) -> TtsConfig:
         semantic_size=semantic,
         acoustic_dim=width,
         acoustic_levels=levels,
-        steps=args.integer("n_decoding_steps", published.steps, most=MAX_STEPS),
+        steps=args.integer("n_decoding_steps", published.steps, most=MAX_EULER_STEPS),
     )
     return _checked(TtsConfig(backbone, flow, _codec(multimodal.section("audio_tokenizer_args"))), path.name)
 
@@ -227,9 +232,9 @@ def _checked(config: TtsConfig, label: str) -> TtsConfig:
             raise BadModelError(
                 f"{label}: {ours} {what} are too many; {most} can be sent from stage to stage"
             )
-    if codec.rate_hz != RATE_HZ:
+    if codec.rate_hz != TTS_RATE_HZ:
         raise BadModelError(
-            f"{label}: the codec speaks at {codec.rate_hz} Hz; only {RATE_HZ} Hz is supported"
+            f"{label}: the codec speaks at {codec.rate_hz} Hz; only {TTS_RATE_HZ} Hz is supported"
         )
     if codec.frame_patches < OUT_KERNEL:
         # The first frame must hold what the last convolution sees mirrored before it (tts.md section 10).
