@@ -45,6 +45,7 @@ def can_lay_out() -> bool:
         torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
         and hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu")
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )

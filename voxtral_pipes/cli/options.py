@@ -69,6 +69,7 @@ def add_model(parser: Parser, family: str, *, what: str, tokenizer: bool = False
     group.add_argument(
         "-m",
         "--model",
+        type=_given,
         metavar="PATH",
         help=f"{what}: a model directory, a .gguf file, a directory of shards, or the name of a model in the "
         f"cache (else ${MODEL_VARIABLE[family]}, else the one model in the cache)",
@@ -97,6 +98,13 @@ def add_device(parser: Parser, *, auto_dtype: str = AUTO_DTYPE) -> None:
         default=os.environ.get("VX_DTYPE") or "auto",
         help=f"arithmetic; auto is {auto_dtype} (VX_DTYPE)",
     )
+
+
+def _given(text: str) -> str:
+    """Parse a name that must not be empty: a variable that was never set is no wish for the default."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name names nothing")
+    return text
 
 
 def positive(text: str) -> int:
