@@ -76,10 +76,11 @@ class GgufFile:
             self._places.update(part.places)
         self.tensors: Mapping[str, TensorInfo] = {name: place.info for name, place in self._places.items()}
 
-    def bytes(self, name: str) -> memoryview:
-        """Return the stored bytes of one tensor; a view of the map unless a cut runs through it."""
+    def bytes(self, name: str, begin: int = 0, end: int | None = None) -> memoryview:
+        """Return stored bytes `begin` to `end` of one tensor; a view of the map unless a cut runs through them."""
         place = self._places[name]
-        return place.file.view(place.offset, place.info.nbytes)
+        begin, end, _ = slice(begin, end).indices(place.info.nbytes)
+        return place.file.view(place.offset + begin, end - begin)
 
 
 def _check_set(parts: Sequence[_Parser]) -> None:

@@ -73,10 +73,11 @@ class SafetensorsFile:
             places[name] = parts[file_name][name]
         return cls(places)
 
-    def bytes(self, name: str) -> memoryview:
-        """Return the stored bytes of one tensor; a view of the map unless a cut runs through it."""
+    def bytes(self, name: str, begin: int = 0, end: int | None = None) -> memoryview:
+        """Return stored bytes `begin` to `end` of one tensor; a view of the map unless a cut runs through them."""
         place = self._places[name]
-        return place.file.view(place.offset, place.info.nbytes)
+        begin, end, _ = slice(begin, end).indices(place.info.nbytes)
+        return place.file.view(place.offset + begin, end - begin)
 
 
 def _parse(file: VirtualFile) -> dict[str, _Place]:

@@ -41,5 +41,5 @@ class TensorFile(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by name."""
 
-    def bytes(self, name: str) -> memoryview:
-        """Return the stored bytes of one tensor; a view of the mapped file where no cut runs through it."""
+    def bytes(self, name: str, begin: int = 0, end: int | None = None) -> memoryview:
+        """Return stored bytes `begin` to `end` of one tensor; a view of the mapped file where no cut runs through."""

@@ -5,6 +5,7 @@ The map is private and writable: torch accepts the views without complaint, and 
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 from bisect import bisect_right
@@ -108,6 +109,22 @@ class VirtualFile:
                 f"{self.label}: {self.size - end} bytes follow the last tensor: a shard is there twice "
                 f"or is foreign"
             )
+
+
+def forget(view: memoryview) -> None:
+    """Take the pages of a mapped file that `view` shows out of this process; where they are used again, they return.
+
+    For those who read a file larger than memory once: it would otherwise seem to take up as much memory.
+    """
+    mapped = view.obj
+    if view.nbytes and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        start = _address(view) - _address(memoryview(mapped))
+        begin = start // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, begin, start + view.nbytes - begin)
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 def _map(path: Path) -> memoryview:

@@ -24,8 +24,9 @@ from voxtral_pipes.models.checkpoint import TtsCheckpoint
 from voxtral_pipes.models.codec import Codec
 from voxtral_pipes.models.codes import END_AUDIO
 from voxtral_pipes.models.flow import Flow
+from voxtral_pipes.models.gguf_layout import gguf_shapes, packed_names
 from voxtral_pipes.models.random_model import make_tts_model, tiny_tts_config
-from voxtral_pipes.models.random_tts import NEVER, SHORT_VOICES, Format, gguf_shapes, packed_names
+from voxtral_pipes.models.random_tts import NEVER, SHORT_VOICES, Format
 from voxtral_pipes.models.tts_shapes import tts_shapes
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make-random-model"

@@ -26,8 +26,9 @@ from voxtral_pipes.kernels.packed import PackedWeight, StoredWeight
 from voxtral_pipes.kernels.reference import dequantize
 from voxtral_pipes.models.checkpoint import AsrCheckpoint, TtsCheckpoint
 from voxtral_pipes.models.codec import Codec
+from voxtral_pipes.models.gguf_layout import gguf_shapes
 from voxtral_pipes.models.random_model import cut_raw, make_asr_model, make_tts_model
-from voxtral_pipes.models.random_tts import Format, gguf_shapes, params_settings
+from voxtral_pipes.models.random_tts import Format, params_settings
 from voxtral_pipes.models.tts_hyperparameters import from_params, from_shapes
 from voxtral_pipes.models.tts_shapes import (
     BOOK,

@@ -78,9 +78,9 @@ class Checkpoint:
         """
         return self.file.tensors[self._find(name)]
 
-    def bytes(self, name: str) -> memoryview:
-        """Return the stored bytes of a tensor."""
-        return self.file.bytes(self._find(name))
+    def bytes(self, name: str, begin: int = 0, end: int | None = None) -> memoryview:
+        """Return the stored bytes of a tensor, or `begin` to `end` of them."""
+        return self.file.bytes(self._find(name), begin, end)
 
     def stored_bytes(self, names: Iterable[str]) -> int:
         """Return how many bytes these tensors take in the file (`--dtype auto` goes by it)."""

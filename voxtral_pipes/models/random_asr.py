@@ -11,10 +11,11 @@ import numpy as np
 from voxtral_pipes.config import AsrConfig, DecoderConfig, EncoderConfig
 from voxtral_pipes.formats.bf16 import Words, widen
 from voxtral_pipes.formats.tekken import PUBLISHED_SPECIAL
+from voxtral_pipes.models.asr_params import params_settings
+from voxtral_pipes.models.gguf_layout import asr_layout
 from voxtral_pipes.models.hf_names import hf_name
 from voxtral_pipes.models.hyperparameters import ENCODER
 from voxtral_pipes.models.random_files import (
-    Packing,
     new_directory,
     write_gguf,
     write_json,
@@ -75,12 +76,9 @@ def make_asr_model(out_dir: Path, config: AsrConfig, format: Format = "safetenso
             if format == "safetensors":
                 write_safetensors(out_dir / "consolidated.safetensors", shapes, draw)
             elif format in ("gguf-q4", "gguf-q8"):
-                packing: Packing = "q4" if format == "gguf-q4" else "q8"
-                matrices = {name for name, shape in shapes.items() if len(shape) == 2}  # formats.md section 1
-                write_gguf(
-                    out_dir / f"voxtral-{packing}.gguf", "voxtral", shapes, matrices, packing,
-                    lambda name: map(widen, draw(name)),
-                )  # fmt: skip
+                layout = asr_layout(config, "q4_0" if format == "gguf-q4" else "q8_0")
+                path = out_dir / f"voxtral-{format.removeprefix('gguf-')}.gguf"
+                write_gguf(path, layout, lambda name: map(widen, draw(name)))
             else:
                 raise ValueError(f"unknown format {format!r}")
             write_json(out_dir / "params.json", params_settings(config))
@@ -130,34 +128,6 @@ def _half_split(pieces: Iterator[Words], head_dim: int) -> Iterator[Words]:
     yield np.ascontiguousarray(
         whole.reshape(-1, head_dim // 2, 2, *whole.shape[1:]).swapaxes(1, 2).reshape(whole.shape)
     )
-
-
-def params_settings(config: AsrConfig) -> dict[str, Any]:
-    """Return the contents of params.json (asr.md section 13)."""
-    d, e, audio = config.decoder, config.encoder, config.audio
-    return {
-        "dim": d.dim, "n_layers": d.n_layers, "head_dim": d.head_dim, "hidden_dim": d.hidden_dim,
-        "n_heads": d.n_heads, "n_kv_heads": d.n_kv_heads, "use_biases": False, "causal": True,
-        "rope_theta": d.rope_theta, "norm_eps": d.norm_eps, "vocab_size": d.vocab_size, "model_parallel": 1,
-        "tied_embeddings": True, "sliding_window": d.window, "model_max_length": 131072,
-        "ada_rms_norm_t_cond": True, "ada_rms_norm_t_cond_dim": d.ada_dim,
-        "multimodal": {"whisper_model_args": {
-            "encoder_args": {
-                "audio_encoding_args": {
-                    "sampling_rate": audio.rate_hz, "frame_rate": audio.frame_rate_hz,
-                    "num_mel_bins": audio.n_mels, "hop_length": audio.hop_samples,
-                    "window_size": audio.window_samples, "chunk_length_s": None,
-                    "global_log_mel_max": audio.log_mel_max, "transcription_format": "streaming",
-                },
-                "dim": e.dim, "n_layers": e.n_layers, "head_dim": e.head_dim, "hidden_dim": e.hidden_dim,
-                "n_heads": e.n_heads, "n_kv_heads": e.n_heads, "vocab_size": d.vocab_size, "use_biases": True,
-                "use_cache": False, "rope_theta": e.rope_theta, "causal": True, "norm_eps": e.norm_eps,
-                "pos_embed": "rope", "max_source_positions": None, "ffn_type": "swiglu",
-                "norm_type": "rms_norm", "sliding_window": e.window,
-            },
-            "downsample_args": {"downsample_factor": e.downsample},
-        }},
-    }  # fmt: skip
 
 
 def hf_settings(config: AsrConfig) -> dict[str, Any]:

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from voxtral_pipes.errors import OutputError
 from voxtral_pipes.formats.bf16 import Words
+from voxtral_pipes.formats.gguf import ALIGNMENT
+from voxtral_pipes.formats.gguf_writer import encode, header
+from voxtral_pipes.formats.safetensors_writer import bf16_header
+from voxtral_pipes.models.gguf_layout import GgufLayout
 from voxtral_pipes.models.shapes import Shape
-
-Packing = Literal["q4", "q8"]
-_BLOCK = 32
-_BLOCK_BYTES: Mapping[Packing, int] = {"q4": 18, "q8": 34}
 
 
 @contextmanager
@@ -53,58 +51,23 @@ def write_safetensors(
     path: Path, shapes: Mapping[str, Shape], draw: Callable[[str], Iterable[Words]]
 ) -> None:
     """Write BF16 tensors in the order of `shapes`; `draw` gives the pieces of each (formats.md section 4)."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, shape in shapes.items():
-        end = at + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("xb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(bf16_header(shapes))
         for name in shapes:
             for piece in draw(name):
                 file.write(piece.astype("<u2", copy=False).data)
 
 
 def write_gguf(
-    path: Path,
-    architecture: str,
-    shapes: Mapping[str, Shape],
-    packed: Collection[str],
-    packing: Packing,
-    draw: Callable[[str], Iterable[npt.NDArray[np.float32]]],
+    path: Path, layout: GgufLayout, draw: Callable[[str], Iterable[npt.NDArray[np.float32]]]
 ) -> None:
-    """Write `packed` tensors as Q4_0 or Q8_0 by ggml's rule and all else as F32 (formats.md sections 0 to 2).
-
-    `draw` gives the float32 pieces of each.
-
-    Raises:
-        ValueError: the rows of a packed one are no multiple of 32; nothing has been written.
-    """
-    import gguf
-
-    odd = [name for name in packed if shapes[name][-1] % _BLOCK]
-    if odd:
-        raise ValueError(
-            f"{odd[0]} has rows of {shapes[odd[0]][-1]}; {packing.upper()}_0 needs multiples of {_BLOCK}"
-        )
-    writer = gguf.GGUFWriter(path, architecture)
-    types = gguf.GGMLQuantizationType
-    kinds = {name: types[f"{packing.upper()}_0"] if name in packed else types.F32 for name in shapes}
-    for name, shape in shapes.items():
-        if name in packed:
-            stored = (*shape[:-1], shape[-1] // _BLOCK * _BLOCK_BYTES[packing])
-            writer.add_tensor_info(name, stored, np.dtype(np.uint8), math.prod(stored), raw_dtype=kinds[name])
-        else:
-            writer.add_tensor_info(name, shape, np.dtype(np.float32), 4 * math.prod(shape))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, kind in kinds.items():
-        writer.write_tensor_data(np.concatenate([gguf.quantize(piece, kind) for piece in draw(name)]))
-    writer.close()
+    """Write the tensors of `layout`; `draw` gives the float32 pieces of each (formats.md sections 0 to 2)."""
+    with path.open("xb") as file:
+        file.write(header(layout.architecture, layout.tensors))
+        for name, info in layout.tensors.items():
+            file.write(bytes(-file.tell() % ALIGNMENT))
+            for piece in draw(name):
+                file.write(encode(piece, info.type).data)
 
 
 def cut_raw(model_dir: Path, shard_bytes: int) -> None:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from voxtral_pipes.config import BackboneConfig, CodecConfig, FlowConfig, TtsConfig
 from voxtral_pipes.formats.bf16 import Words, widen
 from voxtral_pipes.models.codes import END_AUDIO
+from voxtral_pipes.models.gguf_layout import Packing, tts_layout
 from voxtral_pipes.models.random_files import (
-    Packing,
     new_directory,
     write_gguf,
     write_json,
@@ -44,12 +44,6 @@ SOMETIMES, NEVER = 1.55, 0.1
 and practically never.  A row of gain 1 would win as often as any other."""
 
 _BACKBONE_FACTORS = {"attention.wo.weight": 0.25, "feed_forward.w2.weight": 2.0}
-_DENSE = (
-    "norm.weight", "attention_scale", "ffn_scale", "audio_codebook_embeddings", "input_projection.weight",
-    "acoustic_codebook_output.weight", "audio_tokenizer.",
-)  # fmt: skip
-"""What the names of tensors contain that the GGUF keeps as F32 (formats.md section 2)."""
-
 _EMBEDDED = 0.2
 """Size of what enters the backbone: text, voices, and the sum of the codes of a frame."""
 
@@ -123,8 +117,8 @@ def make_tts_model(
         if format == "safetensors":
             write_safetensors(out_dir / "consolidated.safetensors", shapes, draw)
         elif format in ("gguf-q4", "gguf-q8"):
-            packing: Packing = "q4" if format == "gguf-q4" else "q8"
-            _write_gguf(out_dir / f"voxtral-tts-{packing}.gguf", config, packing, draw)
+            path = out_dir / f"voxtral-tts-{format.removeprefix('gguf-')}.gguf"
+            _write_gguf(path, config, "q4_0" if format == "gguf-q4" else "q8_0", draw)
         else:
             raise ValueError(f"unknown format {format!r}")
         _write_voices(out_dir / FOLDER, format, voices, config.backbone.dim, draw_voice)
@@ -167,18 +161,6 @@ def _law(name: str, shape: Shape, end_gain: float) -> Law:
     return fan_in_law(shape, next((value for ending, value in factors.items() if name.endswith(ending)), 1.0))
 
 
-def gguf_shapes(config: TtsConfig) -> dict[str, Shape]:
-    """Return name and shape of every tensor of a GGUF in its order: by name, folded convolutions last."""
-    folded = [f"{conv}.weight" for conv in conv_names(config.codec)]
-    shapes = tts_shapes(config, folded)
-    return {name: shapes[name] for name in sorted(shapes, key=lambda name: (name in folded, name))}
-
-
-def packed_names(shapes: Mapping[str, Shape]) -> list[str]:
-    """Return which tensors of a GGUF are quantised (formats.md section 2)."""
-    return [name for name in shapes if not any(mark in name for mark in _DENSE)]
-
-
 def _write_gguf(path: Path, config: TtsConfig, packing: Packing, draw: Draw) -> None:
     folded = {f"{conv}.weight": conv for conv in conv_names(config.codec)}
 
@@ -188,8 +170,7 @@ def _write_gguf(path: Path, config: TtsConfig, packing: Packing, draw: Draw) -> 
         else:
             yield from map(widen, draw(name))
 
-    shapes = gguf_shapes(config)
-    write_gguf(path, "voxtral-tts", shapes, packed_names(shapes), packing, draw_wide)
+    write_gguf(path, tts_layout(config, packing), draw_wide)
 
 
 def _folded(conv: str, draw: Draw) -> npt.NDArray[np.float32]:
