@@ -68,6 +68,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             [sys.executable, ROOT / "scripts/make-random-model", family, "--size", "tiny", root / family],
             check=True, capture_output=True, timeout=WAIT_S,
         )  # fmt: skip
+    subprocess.run(
+        [sys.executable, ROOT / "scripts/make-random-model", "tts", "--size", "tiny", "--format", "gguf-q4",
+         root / "q4"],
+        check=True, capture_output=True, timeout=WAIT_S,
+    )  # fmt: skip
+    (root / "q4" / "voxtral-tts-q4.gguf").rename(root / "voxtral.gguf")
     (root / "codes.vx").write_bytes(spoken(sound(5)))
     (root / "book.txt").write_text("It was late.\n\nThe rain had stopped.\n")
     tone = np.sin(np.arange(16000) * (2 * np.pi * 440 / 16000)) * 8000
@@ -89,13 +95,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "TALK": str(root / "talk.wav"),
         "CODES": str(root / "codes.vx"),
         "BOOK": str(root / "book.txt"),
+        "GGUF": str(root / "voxtral.gguf"),
     }
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_examples_run(name: str, world: dict[str, str], tmp_path: Path) -> None:
     example = RUNNABLE[name]
-    for given in ("TALK", "CODES", "BOOK"):
+    for given in ("TALK", "CODES", "BOOK", "GGUF"):
         shutil.copy(world[given], tmp_path)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", example],
