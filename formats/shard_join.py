@@ -153,11 +153,12 @@ def tables_of(paths: Sequence[Path]) -> list[GgufTable]:
     names: set[str] = set()
     for number, table in enumerate(tables):
         count, own = table.metadata.get("split.count"), table.metadata.get("split.no")
-        if count != len(paths):
+        whole = len(paths) == 1 and count in (None, 0, 1)  # which a file may be by whatever name
+        if count != len(paths) and not whole:
             raise table.fail(
                 f"split.count is {count!r:.20}, and {len(paths)} parts are there: a foreign part"
             )
-        if own != number:
+        if own != number and not whole:
             raise table.fail(
                 f"split.no is {own!r:.20} (from 0), and its name says {number}: parts were renamed"
             )

@@ -176,12 +176,13 @@ def _listed(home: Path, style: Style | None, stem: str | None, names: Sequence[s
     """Return the set of the manifest in `home`, if there is one and it lists pieces of this kind."""
     if MANIFEST not in names:
         return None
+    values = Settings.read(home / MANIFEST)
     try:
-        manifest = Manifest.read(home / MANIFEST)
+        values.text("format")
+        values.expect("format", "vx-shard")
     except BadModelError:
-        if style is None or Settings.read(home / MANIFEST).has("parts"):
-            raise
-        return None  # some other manifest
+        return None  # a manifest of something else
+    manifest = Manifest.read(home / MANIFEST)
     part = PART_NAME.fullmatch(manifest.parts[0].name)
     if style not in (None, manifest.style) or (stem is not None and (part is None or part["stem"] != stem)):
         return None

@@ -38,13 +38,11 @@ def test_every_form_is_the_same_model(tmp_path: Path, form: str) -> None:
         pieces = files_at(path).open()
         assert dict(pieces.tensors) == dict(held.tensors)
         assert all(pieces.bytes(name) == held.bytes(name) for name in held.tensors)
-    heard = [
-        shell(
-            f"head -c 32000 /dev/zero | vx-mel --raw s16le:16000:1 | vx-encode -m {path} | sha256sum"
-        ).stdout
-        for path in (whole, raw, *([parts] if form == "gguf-q4" else []))
-    ]
-    assert len(set(heard)) == 1
+    if form == "gguf-q4":
+        line = "head -c 9000 /dev/zero | vx-mel --raw s16le:16000:1 | vx-encode -m {}"
+        heard = [shell(line.format(path)) for path in (whole, raw, parts)]
+        assert [(done.returncode, done.stderr) for done in heard] == [(0, b"")] * 3
+        assert len({done.stdout for done in heard}) == 1 and len(heard[0].stdout) > 1000
     for path in (raw, parts):
         if path.is_dir():
             done = shell(f"vx-shard verify --deep {path} && vx-shard join {path} - | cmp - {weights}")

@@ -392,6 +392,36 @@ def test_malformed_entries_of_a_manifest(tmp_path: Path, change: dict[str, objec
         find_shards(home)
 
 
+def test_manifests_of_something_else_do_not_matter(tmp_path: Path) -> None:
+    home = cut(WHOLE, tmp_path / "shards", 200)
+    for other in (b"{}", b'{"format": 3}', b'{"name": "app", "parts": 1, "format": "web"}'):
+        (home / MANIFEST).write_bytes(other)
+        assert join(home) == join(home / "shard-ac") == WHOLE
+
+
+def test_a_whole_file_by_the_name_of_a_part(tmp_path: Path) -> None:
+    (tmp_path / part_name("m", 0, 1)).write_bytes(WHOLE)
+    assert join(tmp_path) == WHOLE
+
+
+def test_what_was_behind_the_last_tensor_is_not_made_again(tmp_path: Path) -> None:
+    home = cut(WHOLE + bytes(20), tmp_path / "parts", 800, "gguf-split", manifest=True)
+    assert join(home) == WHOLE
+
+
+def test_a_safetensors_index(tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "model-1.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    held = look(tmp_path)
+    assert (held.form, [t.name for t in held.tensors], check_finite(held, quiet)) == ("index", ["a"], 1)
+    assert [path.name for path, _ in sums(held, quiet)] == ["model-1.safetensors"]
+    index.write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    with pytest.raises(BadModelError, match="model-2"):
+        look(index)
+
+
 def test_a_manifest_is_read_as_written(tmp_path: Path) -> None:
     home = cut(WHOLE, tmp_path / "shards", 200, manifest=True)
     assert Manifest.read(home / MANIFEST).encode() == (home / MANIFEST).read_bytes()

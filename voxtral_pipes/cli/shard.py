@@ -190,6 +190,11 @@ def _join(args: argparse.Namespace, log: edge.Log) -> None:
         f"{len(shards.paths)} pieces, {shards.style}, {'with' if shards.manifest else 'without'} a manifest"
     )
     size, pieces = join_bytes(shards)
+    if shards.manifest and size != shards.manifest.size:
+        log.warn(
+            f"the file was one of {shards.manifest.size} bytes and is now of {size}: holes between its tensors and "
+            "padding behind the last are not made again"
+        )
     progress = _Progress(log, size)
     try:
         if output is None:
