@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import environment
 
 from voxtral_pipes.formats.frame import Frame, FrameReader, encode
 
@@ -436,12 +437,12 @@ def test_bad_options_are_one_line(probe: list[str]) -> None:
 def test_two_dashes_end_the_options_and_are_no_operand(probe: list[str]) -> None:
     assert run([*probe, "talk", "-q", "--"]).returncode == 0
     assert run([*probe, "-q", "--", "talk"]).returncode == 0
-    done = run(["vx-flow", "--"])
+    done = run(["vx-flow", "--"], **environment())
     assert (done.returncode, done.stderr) == (
         1,
         b"vx-flow: the input is empty: the command before this one wrote nothing\n",
     )
-    done = run(["vx-flow", "--", "a", "--seed"])
+    done = run(["vx-flow", "--", "a", "--seed"], **environment())
     assert (done.returncode, done.stderr) == (
         2,
         b"vx-flow: unrecognized arguments: a --seed (try vx-flow --help)\n",
