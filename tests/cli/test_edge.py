@@ -437,12 +437,12 @@ def test_bad_options_are_one_line(probe: list[str]) -> None:
 def test_two_dashes_end_the_options_and_are_no_operand(probe: list[str]) -> None:
     assert run([*probe, "talk", "-q", "--"]).returncode == 0
     assert run([*probe, "-q", "--", "talk"]).returncode == 0
-    done = run(["vx-flow", "--"], **environment())
+    done = run(["vx-flow", "--"], PATH=environment()["PATH"])
     assert (done.returncode, done.stderr) == (
         1,
         b"vx-flow: the input is empty: the command before this one wrote nothing\n",
     )
-    done = run(["vx-flow", "--", "a", "--seed"], **environment())
+    done = run(["vx-flow", "--", "a", "--seed"], PATH=environment()["PATH"])
     assert (done.returncode, done.stderr) == (
         2,
         b"vx-flow: unrecognized arguments: a --seed (try vx-flow --help)\n",
