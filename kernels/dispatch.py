@@ -75,8 +75,12 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+def _wants_plain() -> bool:
+    return os.environ.get("VX_KERNELS", "auto") == "torch"
+
+
 def _wants_triton() -> bool:
-    return os.environ.get("VX_KERNELS", "auto") != "torch" and _has_triton()
+    return not _wants_plain() and _has_triton()
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
@@ -92,20 +96,14 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
         elif not _has_triton():
             how += " (triton is not installed)"
         how += ", in CUDA graphs"
-    elif dtype == torch.bfloat16 and os.environ.get("VX_KERNELS", "auto") != "torch" and cpu.can_lay_out():
+    elif _lays_out(device, dtype):
         how = "oneDNN and int4 kernels, weights laid out for them"
     return f"computing in {str(dtype).removeprefix('torch.')} on {where} with {how}"
 
 
 def fits_triton(x: Tensor, *weights: Weight) -> bool:
     """Tell whether the Triton kernels multiply these weights by x [..., N]: bfloat16 on CUDA, a few rows."""
-    return (
-        x.is_cuda
-        and x.dtype == torch.bfloat16
-        and x.numel() // x.shape[-1] <= FEW_ROWS
-        and all(isinstance(weight, Tensor) and weight.dtype == x.dtype for weight in weights)
-        and _wants_triton()
-    )
+    return _dense_on_cuda(x, torch.bfloat16, weights) and x.numel() // x.shape[-1] <= FEW_ROWS
 
 
 def fits_triton_heads(x: Tensor, head_dim: int, *weights: Weight) -> bool:
@@ -116,11 +114,14 @@ def fits_triton_heads(x: Tensor, head_dim: int, *weights: Weight) -> bool:
 
 def fits_float(x: Tensor, *weights: Weight) -> bool:
     """Tell whether the float32 Triton kernels multiply these weights by x [..., N]: 1, 2, 4 or 8 rows on CUDA."""
+    return _dense_on_cuda(x, torch.float32, weights) and x.numel() // x.shape[-1] in FLOAT_ROWS
+
+
+def _dense_on_cuda(x: Tensor, dtype: torch.dtype, weights: tuple[Weight, ...]) -> bool:
     return (
         x.is_cuda
-        and x.dtype == torch.float32
-        and x.numel() // x.shape[-1] in FLOAT_ROWS
-        and all(isinstance(weight, Tensor) and weight.dtype == x.dtype for weight in weights)
+        and x.dtype == dtype
+        and all(isinstance(weight, Tensor) and weight.dtype == dtype for weight in weights)
         and _wants_triton()
     )
 
@@ -134,23 +135,22 @@ def prepare(weight: Weight, dtype: torch.dtype, *, many_rows: bool = False) -> W
 
     `many_rows` says that it will mostly meet dozens of rows at a time.
     """
-    if isinstance(weight, Tensor | PackedWeight) and _lays_out(weight, dtype):
+    if isinstance(weight, Tensor | PackedWeight) and _lays_out(weight.device, dtype):
         return cpu.lay_out(weight, many_rows=many_rows)
     return weight
 
 
 def prepare_head(weight: Weight, dtype: torch.dtype) -> Weight | HeadWeight:
     """Return the tied embedding as `head` is fastest with; see `prepare`."""
-    if isinstance(weight, Tensor | PackedWeight) and _lays_out(weight, dtype):
+    if isinstance(weight, Tensor | PackedWeight) and _lays_out(weight.device, dtype):
         fast = cpu.lay_out(weight, many_rows=False)
         if isinstance(fast, OnednnWeight | Int4Weight):
             return HeadWeight(fast, weight)
     return weight
 
 
-def _lays_out(weight: Tensor | PackedWeight, dtype: torch.dtype) -> bool:
-    wanted = os.environ.get("VX_KERNELS", "auto") != "torch"
-    return wanted and dtype == torch.bfloat16 and weight.device.type == "cpu" and cpu.can_lay_out()
+def _lays_out(device: torch.device, dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and device.type == "cpu" and not _wants_plain() and cpu.can_lay_out()
 
 
 def _stored(weight: Weight) -> Tensor | PackedWeight:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from code_streams import Codes, end_row, one_by_one, pipe, sound, wire
-from processes import ROOT, WAIT_S, environment, frames
+from processes import ROOT, WAIT_S, command, environment, frames
 from tts_checkpoints import change
 
 from voxtral_pipes.formats.frame import Frame
@@ -39,12 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str | Path, data: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
-    done = subprocess.run(
-        ["vx-backbone", *map(str, arguments)], input=data, capture_output=True, timeout=WAIT_S, check=False,
-        env=environment(None, **variables),
-    )  # fmt: skip
-    assert b"Traceback" not in done.stderr, done.stderr.decode()
-    return done
+    return command("vx-backbone", *arguments, data=data, **variables)
 
 
 def hello(model: dict[str, str] | None = None, needs: str = "i") -> Frame:

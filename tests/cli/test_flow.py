@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from code_streams import wire
-from processes import ROOT, WAIT_S, environment, frames
+from processes import ROOT, WAIT_S, command, environment, frames
 from safetensors.torch import load_file
 from tts_checkpoints import change
 
@@ -49,12 +49,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str | Path, data: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
-    done = subprocess.run(
-        ["vx-flow", *map(str, arguments)], input=data, capture_output=True, timeout=WAIT_S, check=False,
-        env=environment(None, **variables),
-    )  # fmt: skip
-    assert b"Traceback" not in done.stderr, done.stderr.decode()
-    return done
+    return command("vx-flow", *arguments, data=data, **variables)
 
 
 def hello(model: dict[str, str] | None = None, needs: str = "hidden") -> Frame:

@@ -31,12 +31,7 @@ def from_params(path: Path, audio: AudioConfig) -> AsrConfig:
     top.expect("ada_rms_norm_t_cond", True)
     top.expect("causal", True)
     decoder = DecoderConfig(
-        dim=top.integer("dim"),
-        n_layers=top.integer("n_layers", most=MAX_LAYERS),
-        n_heads=top.integer("n_heads"),
-        n_kv_heads=top.integer("n_kv_heads"),
-        head_dim=top.integer("head_dim"),
-        hidden_dim=top.integer("hidden_dim"),
+        **stack_sizes(top),
         window=top.integer("sliding_window"),
         rope_theta=top.positive("rope_theta"),
         norm_eps=top.positive("norm_eps"),
@@ -65,6 +60,15 @@ def from_params(path: Path, audio: AudioConfig) -> AsrConfig:
         downsample=whisper.section("downsample_args").integer("downsample_factor"),
     )
     return _checked(AsrConfig(audio, encoder, decoder), path.name)
+
+
+def stack_sizes(section: Settings) -> dict[str, int]:
+    """Read the sizes that every stack with grouped queries has under the same names."""
+    return {
+        "dim": section.integer("dim"),
+        "n_layers": section.integer("n_layers", most=MAX_LAYERS),
+        **{key: section.integer(key) for key in ("n_heads", "n_kv_heads", "head_dim", "hidden_dim")},
+    }
 
 
 def audio_encoding_args(path: Path) -> Settings:
@@ -151,10 +155,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], audio: AudioConfig, label
     published = AsrConfig()
     decoder = DecoderConfig(
         dim=seen.size(EMBEDDINGS + "tok_embeddings.weight", 1),
-        n_layers=seen.layers("layers."),
-        n_heads=seen.heads("layers.0.attention.wq.weight", published.decoder.head_dim),
-        n_kv_heads=seen.heads("layers.0.attention.wk.weight", published.decoder.head_dim),
-        hidden_dim=seen.size("layers.0.feed_forward.w1.weight", 0),
+        **seen.stack("layers.", published.decoder.head_dim),
         vocab_size=seen.size(EMBEDDINGS + "tok_embeddings.weight", 0),
         ada_dim=seen.size("layers.0.ada_rms_norm_t_cond.0.weight", 0),
     )

@@ -42,3 +42,12 @@ class TableShapes:
                 "put the params.json of this model beside it"
             )
         return rows // head_dim
+
+    def stack(self, prefix: str, head_dim: int) -> dict[str, int]:
+        """Return the sizes of the stack of layers `prefix`N., under the names that configurations have for them."""
+        return {
+            "n_layers": self.layers(prefix),
+            "n_heads": self.heads(f"{prefix}0.attention.wq.weight", head_dim),
+            "n_kv_heads": self.heads(f"{prefix}0.attention.wk.weight", head_dim),
+            "hidden_dim": self.size(f"{prefix}0.feed_forward.w1.weight", 0),
+        }

@@ -20,7 +20,7 @@ from voxtral_pipes.config import (
 from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.settings import Settings
 from voxtral_pipes.models.codes import CODE_OFFSET, MAX_CODEBOOKS
-from voxtral_pipes.models.hyperparameters import MAX_LAYERS
+from voxtral_pipes.models.hyperparameters import MAX_LAYERS, stack_sizes
 from voxtral_pipes.models.table_shapes import TableShapes
 from voxtral_pipes.models.tts_shapes import (
     BOOK,
@@ -65,12 +65,7 @@ def from_params(path: Path) -> TtsConfig:
     )
     width = audio.integer("n_acoustic_codebook")
     backbone = BackboneConfig(
-        dim=top.integer("dim"),
-        n_layers=top.integer("n_layers", most=MAX_LAYERS),
-        n_heads=top.integer("n_heads"),
-        n_kv_heads=top.integer("n_kv_heads"),
-        head_dim=top.integer("head_dim"),
-        hidden_dim=top.integer("hidden_dim"),
+        **stack_sizes(top),
         rope_theta=top.positive("rope_theta"),
         norm_eps=top.positive("norm_eps"),
         vocab_size=top.integer("vocab_size"),
@@ -84,12 +79,7 @@ def from_params(path: Path) -> TtsConfig:
     published = FlowConfig()
     flow = FlowConfig(
         input_dim=args.integer("input_dim"),
-        dim=args.integer("dim"),
-        n_layers=args.integer("n_layers", most=MAX_LAYERS),
-        n_heads=args.integer("n_heads"),
-        n_kv_heads=args.integer("n_kv_heads"),
-        head_dim=args.integer("head_dim"),
-        hidden_dim=args.integer("hidden_dim"),
+        **stack_sizes(args),
         norm_eps=args.positive("norm_eps", published.norm_eps),
         semantic_size=semantic,
         acoustic_dim=width,
@@ -163,10 +153,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], label: str) -> TtsConfig:
     width = seen.size(f"{FLOW}input_projection.weight", 1)
     backbone = BackboneConfig(
         dim=seen.size(TEXT_TABLE, 1),
-        n_layers=seen.layers("layers."),
-        n_heads=seen.heads("layers.0.attention.wq.weight", published.backbone.head_dim),
-        n_kv_heads=seen.heads("layers.0.attention.wk.weight", published.backbone.head_dim),
-        hidden_dim=seen.size("layers.0.feed_forward.w1.weight", 0),
+        **seen.stack("layers.", published.backbone.head_dim),
         vocab_size=seen.size(TEXT_TABLE, 0),
         semantic_size=semantic,
         acoustic_dim=width,
@@ -174,10 +161,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]], label: str) -> TtsConfig:
     flow = FlowConfig(
         input_dim=seen.size(f"{FLOW}llm_projection.weight", 1),
         dim=seen.size(f"{FLOW}llm_projection.weight", 0),
-        n_layers=seen.layers(f"{FLOW}layers."),
-        n_heads=seen.heads(f"{FLOW}layers.0.attention.wq.weight", published.flow.head_dim),
-        n_kv_heads=seen.heads(f"{FLOW}layers.0.attention.wk.weight", published.flow.head_dim),
-        hidden_dim=seen.size(f"{FLOW}layers.0.feed_forward.w1.weight", 0),
+        **seen.stack(f"{FLOW}layers.", published.flow.head_dim),
         semantic_size=semantic,
         acoustic_dim=width,
     )
