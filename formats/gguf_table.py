@@ -241,14 +241,15 @@ class GgufTable:
                     "shard is missing"
                 )
             data.append((begin, begin + nbytes, name))
-            yield Entry(name, shape, type_name, nbytes, begin, _head(name, shape, kind))
+            yield Entry(name, shape, type_name, nbytes, begin, entry_head(name, shape, kind))
         data.sort()
         for (_, end, before), (begin, _, name) in pairwise(data):
             if begin < end:
                 raise self.fail(f"tensors {before!r:.120} and {name!r:.120} overlap")
 
 
-def _head(name: str, shape: tuple[int, ...], kind: int) -> bytes:
+def entry_head(name: str, shape: tuple[int, ...], kind: int) -> bytes:
+    """Return an entry of the table without the offset at its end; ne[0] is the fastest-varying dimension."""
     text = name.encode()
     form = f"<Q{len(text)}sI{len(shape)}QI"
     return struct.pack(form, len(text), text, len(shape), *reversed(shape), kind)

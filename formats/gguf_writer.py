@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxtral_pipes.formats.gguf import ALIGNMENT, MAGIC, TYPE_NAMES
+from voxtral_pipes.formats.gguf_table import entry_head, padded
 from voxtral_pipes.formats.table import TYPE_SIZES, TensorInfo
 
 _CODES = {name: code for code, name in TYPE_NAMES.items()}
@@ -30,11 +31,7 @@ def header(architecture: str, tensors: Mapping[str, TensorInfo]) -> bytes:
     ]
     offset = 0
     for name, info in tensors.items():
-        rank = len(info.shape)
-        # ne[0] is the fastest-varying dimension.
-        parts.append(
-            _text(name) + struct.pack(f"<I{rank}QIQ", rank, *info.shape[::-1], _CODES[info.type], offset)
-        )
+        parts.append(entry_head(name, info.shape, _CODES[info.type]) + struct.pack("<Q", offset))
         offset = aligned(offset + info.nbytes)
     whole = b"".join(parts)
     return whole.ljust(aligned(len(whole)), b"\0")
@@ -42,7 +39,7 @@ def header(architecture: str, tensors: Mapping[str, TensorInfo]) -> bytes:
 
 def aligned(offset: int) -> int:
     """Return where the next tensor may begin."""
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+    return padded(offset, ALIGNMENT)
 
 
 def encode(values: npt.NDArray[np.float32], kind: str) -> npt.NDArray[np.uint8]:

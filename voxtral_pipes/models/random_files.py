@@ -5,12 +5,10 @@ What goes in is asked for tensor by tensor, in the order of the file.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from voxtral_pipes.formats.bf16 import Words
 from voxtral_pipes.formats.gguf import ALIGNMENT
 from voxtral_pipes.formats.gguf_writer import encode, header
 from voxtral_pipes.formats.safetensors_writer import bf16_header
+from voxtral_pipes.formats.shard_set import raw_name
 from voxtral_pipes.models.gguf_layout import GgufLayout
 from voxtral_pipes.models.shapes import Shape
 
@@ -81,8 +80,8 @@ def cut_raw(model_dir: Path, shard_bytes: int) -> None:
     if shard_bytes < 1 or n_shards > 26 * 25:  # after shard-yz the names grow longer
         raise ValueError(f"shards of {shard_bytes} bytes: {n_shards} would be needed; 1 to 650 can be named")
     with whole.open("rb") as source:
-        for letters in itertools.islice(itertools.product(ascii_lowercase, repeat=2), n_shards):
-            with (model_dir / f"shard-{''.join(letters)}").open("xb") as shard:
+        for index in range(n_shards):
+            with (model_dir / raw_name(index)).open("xb") as shard:
                 left = shard_bytes
                 while left and (piece := source.read(min(left, 1 << 24))):
                     shard.write(piece)
