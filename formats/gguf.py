@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.family import foreign, require_ours
-from voxtral_pipes.formats.table import TYPE_SIZES, TensorInfo
+from voxtral_pipes.formats.table import TYPE_SIZES, Place, TensorFile, TensorInfo
 from voxtral_pipes.formats.virtual import VirtualFile
 
 MAGIC = b"GGUF"
@@ -39,14 +38,7 @@ _SCALARS: Mapping[int, struct.Struct] = {
 _STRING, _ARRAY = 8, 9
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    file: VirtualFile
-    offset: int
-    info: TensorInfo
-
-
-class GgufFile:
+class GgufFile(TensorFile):
     """The tensors of one GGUF model, whichever way it is cut.
 
     `paths` are one .gguf file, all raw shards in order (`raw=True`), or all parts of a gguf-split set in
@@ -66,21 +58,15 @@ class GgufFile:
         _check_set(parts)
         self.metadata: Mapping[str, Any] = parts[0].metadata
         """Scalars and strings of the (first) header; arrays are left out."""
-        self._places: dict[str, _Place] = {}
+        places: dict[str, Place] = {}
         for part in parts:
-            twice = next((name for name in part.places if name in self._places), None)
+            twice = next((name for name in part.places if name in places), None)
             if twice is not None:
                 raise BadModelError(
                     f"tensor {twice!r:.120} is in two parts of the set, {part.label} being one"
                 )
-            self._places.update(part.places)
-        self.tensors: Mapping[str, TensorInfo] = {name: place.info for name, place in self._places.items()}
-
-    def bytes(self, name: str, begin: int = 0, end: int | None = None) -> memoryview:
-        """Return stored bytes `begin` to `end` of one tensor; a view of the map unless a cut runs through them."""
-        place = self._places[name]
-        begin, end, _ = slice(begin, end).indices(place.info.nbytes)
-        return place.file.view(place.offset + begin, end - begin)
+            places.update(part.places)
+        super().__init__(places)
 
 
 def _check_set(parts: Sequence[_Parser]) -> None:
@@ -224,11 +210,11 @@ class _Parser:
 
     def _resolve(
         self, table: list[tuple[str, tuple[int, ...], int, int]], data_start: int
-    ) -> dict[str, _Place]:
+    ) -> dict[str, Place]:
         names = [name for name, *_ in table]
         if any(kind not in TYPE_NAMES for _, _, kind, _ in table) and foreign(names):
             require_ours(names, self.label)  # the family says more than the type
-        places: dict[str, _Place] = {}
+        places: dict[str, Place] = {}
         for name, shape, kind, offset in table:
             where = f"tensor {name!r:.120}"
             if name in places:
@@ -254,7 +240,7 @@ class _Parser:
                     f"{self._file.size}: it is "
                     "truncated, or a shard is missing"
                 )
-            places[name] = _Place(self._file, data_start + offset, info)
+            places[name] = Place(self._file, data_start + offset, info)
         return places
 
     def _check_overlap(self) -> None:

@@ -8,15 +8,14 @@ with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.settings import Settings, parse_json
-from voxtral_pipes.formats.table import TYPE_SIZES, TensorInfo
+from voxtral_pipes.formats.table import TYPE_SIZES, Place, TensorFile, TensorInfo
 from voxtral_pipes.formats.virtual import VirtualFile
 
 MAX_HEADER_BYTES = 100_000_000
@@ -24,19 +23,8 @@ TYPES = ("F32", "F16", "BF16", "I32", "I64", "U8")
 MAX_RANK = 8
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    file: VirtualFile
-    offset: int
-    info: TensorInfo
-
-
-class SafetensorsFile:
+class SafetensorsFile(TensorFile):
     """The tensors of one safetensors model; `open` or `from_index` makes it."""
-
-    def __init__(self, places: Mapping[str, _Place]) -> None:
-        self._places = places
-        self.tensors: Mapping[str, TensorInfo] = {name: place.info for name, place in places.items()}
 
     @classmethod
     def open(cls, paths: Sequence[Path], *, raw: bool = False) -> SafetensorsFile:
@@ -58,8 +46,8 @@ class SafetensorsFile:
             BadModelError: the index is malformed, or names a file or a tensor that is not there.
         """
         weight_map = Settings.read(index).section("weight_map")
-        parts: dict[str, dict[str, _Place]] = {}
-        places: dict[str, _Place] = {}
+        parts: dict[str, dict[str, Place]] = {}
+        places: dict[str, Place] = {}
         for name in weight_map.keys:
             file_name = weight_map.text(name)
             if Path(file_name).name != file_name:
@@ -73,14 +61,8 @@ class SafetensorsFile:
             places[name] = parts[file_name][name]
         return cls(places)
 
-    def bytes(self, name: str, begin: int = 0, end: int | None = None) -> memoryview:
-        """Return stored bytes `begin` to `end` of one tensor; a view of the map unless a cut runs through them."""
-        place = self._places[name]
-        begin, end, _ = slice(begin, end).indices(place.info.nbytes)
-        return place.file.view(place.offset + begin, end - begin)
 
-
-def _parse(file: VirtualFile) -> dict[str, _Place]:
+def _parse(file: VirtualFile) -> dict[str, Place]:
     if file.size < 10:
         raise BadModelError(f"{file.label} is truncated: it has {file.size} bytes")
     length = int.from_bytes(file.view(0, 8), "little")
@@ -92,7 +74,7 @@ def _parse(file: VirtualFile) -> dict[str, _Place]:
     for name, entry in header.items():
         if name != "__metadata__":
             info, begin = _entry(name, entry, file)
-            places[name] = _Place(file, data_start + begin, info)
+            places[name] = Place(file, data_start + begin, info)
     at, data = data_start, sorted(places.items(), key=lambda item: (item[1].offset, item[1].info.nbytes))
     for name, place in data:
         if place.offset != at:

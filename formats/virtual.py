@@ -1,6 +1,7 @@
-"""One file, or the raw shards of one file, as a single run of mapped bytes (formats.md section 3.1).
+"""One file, or the raw shards of one file, as a single run of bytes (formats.md section 3.1), mapped or read.
 
-The map is private and writable: torch accepts the views without complaint, and nothing is ever written back.
+The map is private and writable: torch accepts the views without complaint, and nothing is ever written back.  What is
+looked at through the map counts as memory of the process; what is only to be copied elsewhere is better read.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +29,10 @@ class VirtualFile:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
-        self._segments = [_map(path) for path in self.paths]
+        self._segments = [_Segment(path) for path in self.paths]
         self._starts = [0]
         for segment in self._segments:
-            self._starts.append(self._starts[-1] + len(segment))
+            self._starts.append(self._starts[-1] + len(segment.view))
 
     @property
     def size(self) -> int:
@@ -50,24 +52,43 @@ class VirtualFile:
         Raises:
             BadModelError: the range is not inside the file.
         """
+        self._check_inside(offset, size)
+        if size == 0:
+            return memoryview(bytearray())
+        index, begin = self._find(offset)
+        if begin + size <= len(self._segments[index].view):
+            return self._segments[index].view[begin : begin + size]
+        return self._stitch(index, begin, size)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`, writable bytes, from `offset` on; several threads may, and the interpreter's lock is let go.
+
+        Raises:
+            BadModelError: the range is not inside the file, or the system cannot read it.
+        """
+        self._check_inside(offset, len(buffer))
+        while len(buffer):
+            index, begin = self._find(offset)
+            count = self._segments[index].read_into(begin, buffer)
+            offset, buffer = offset + count, buffer[count:]
+
+    def _check_inside(self, offset: int, size: int) -> None:
         if offset < 0 or size < 0 or offset + size > self.size:
             raise BadModelError(
                 f"{self.label} is truncated or corrupt: it has {self.size} bytes, {size} at {offset} "
                 f"are needed"
             )
-        if size == 0:
-            return memoryview(bytearray())
+
+    def _find(self, offset: int) -> tuple[int, int]:
+        """Return the segment in which `offset` lies, and where in it."""
         index = bisect_right(self._starts, offset) - 1
-        begin = offset - self._starts[index]
-        if begin + size <= len(self._segments[index]):
-            return self._segments[index][begin : begin + size]
-        return self._stitch(index, begin, size)
+        return index, offset - self._starts[index]
 
     def _stitch(self, index: int, begin: int, size: int) -> memoryview:
         whole = bytearray(size)
         filled = 0
         while filled < size:
-            piece = self._segments[index][begin : begin + size - filled]
+            piece = self._segments[index].view[begin : begin + size - filled]
             whole[filled : filled + len(piece)] = piece
             filled += len(piece)
             index, begin = index + 1, 0
@@ -79,7 +100,7 @@ class VirtualFile:
         Raises:
             BadModelError: pieces of unequal size, or a second piece that begins a GGUF file of its own.
         """
-        sizes = [len(segment) for segment in self._segments]
+        sizes = [len(segment.view) for segment in self._segments]
         for number, (path, size) in enumerate(zip(self.paths, sizes, strict=True)):
             last = number == len(sizes) - 1
             if size > sizes[0] or size == 0 or (size < sizes[0] and not last):
@@ -88,7 +109,7 @@ class VirtualFile:
                     f"incomplete or not "
                     f"part of the same file as {self.paths[0].name}"
                 )
-            if number and bytes(self._segments[number][:4]) == b"GGUF":
+            if number and bytes(self._segments[number].view[:4]) == b"GGUF":
                 raise BadModelError(
                     f"shard {path.name} begins a GGUF file of its own: a copied or foreign shard"
                 )
@@ -127,22 +148,49 @@ def _address(view: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
-def _map(path: Path) -> memoryview:
-    try:
-        if path.exists() and not path.is_file():  # before it is opened: a FIFO would block
-            raise BadModelError(f"{path} is not a regular file")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:  # the system refuses to map nothing
-                return memoryview(bytearray())
-            mapped = mmap.mmap(
-                file.fileno(),
-                size,
-                flags=mmap.MAP_PRIVATE | _NO_RESERVE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+class _Segment:
+    """One file: mapped, and open for reading.
+
+    Raises:
+        BadModelError: it cannot be opened or is not a regular file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            if path.exists() and not path.is_file():  # before it is opened: a FIFO would block
+                raise BadModelError(f"{path} is not a regular file")
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._descriptor)
+            self.view = _map(self._descriptor)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise BadModelError(
+                f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}"
+            ) from error
+
+    def read_into(self, begin: int, buffer: memoryview) -> int:
+        """Fill the beginning of `buffer` with what follows `begin`, which is inside; return how many bytes that is."""
+        wanted = buffer[: len(self.view) - begin]
+        try:
+            count = os.preadv(self._descriptor, [wanted], begin)
+        except OSError as error:
+            raise BadModelError(
+                f"{self._path} cannot be read: {error.strerror or error}, {len(wanted)} bytes at {begin} are "
+                f"needed"
+            ) from error
+        if count == 0:
+            raise BadModelError(
+                f"{self._path} was cut short while in use: it had {len(self.view)} bytes, {len(wanted)} at "
+                f"{begin} are needed"
             )
-            return memoryview(mapped)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise BadModelError(
-            f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        return count
+
+
+def _map(descriptor: int) -> memoryview:
+    size = os.fstat(descriptor).st_size
+    if size == 0:  # the system refuses to map nothing
+        return memoryview(bytearray())
+    mapped = mmap.mmap(
+        descriptor, size, flags=mmap.MAP_PRIVATE | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+    )
+    return memoryview(mapped)

@@ -82,6 +82,14 @@ class Checkpoint:
         """Return the stored bytes of a tensor, or `begin` to `end` of them."""
         return self.file.bytes(self._find(name), begin, end)
 
+    def read_into(self, name: str, begin: int, buffer: memoryview) -> None:
+        """Fill `buffer` with stored bytes of a tensor, from `begin` on, past the map; several threads may.
+
+        Raises:
+            BadModelError: it is missing, or the system cannot read it.
+        """
+        self.file.read_into(self._find(name), begin, buffer)
+
     def stored_bytes(self, names: Iterable[str]) -> int:
         """Return how many bytes these tensors take in the file (`--dtype auto` goes by it)."""
         return sum(self.info(name).nbytes for name in names)
