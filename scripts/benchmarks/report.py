@@ -59,7 +59,7 @@ def peak_gb(device: torch.device) -> dict[str, float]:
 
 
 def show(results: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
-    """Print sections of figures, as aligned lines or as one JSON object."""
+    """Print sections of figures, as aligned lines or as one JSON object; a line may have several, by name."""
     if as_json:
         json.dump(results, sys.stdout, indent=1)
         print()
@@ -68,5 +68,10 @@ def show(results: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
         print(section)
         width = max(map(len, figures), default=0)
         for name, value in figures.items():
-            text = f"{value:.4g}" if isinstance(value, float) else str(value)
-            print(f"  {name:<{width}}  {text}")
+            print(f"  {name:<{width}}  {_text(value)}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "  ".join(f"{name} {_text(one):<8}" for name, one in value.items()).rstrip()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,65 @@
+"""How long calls take whose weights come from memory, and how fast that memory is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from benchmarks.report import median, synchronize
+
+Call = Callable[[], object]
+GRAPH_CALLS = 32
+"""Calls in a graph, at least: what it takes to start one is spread over them."""
+
+
+def seconds_each(calls: Sequence[Call], device: torch.device, repeats: int) -> float:
+    """Return the median seconds of a call, over `repeats` runs through all calls one after the other.
+
+    On CUDA the calls are one graph, and events on the device take the time.
+    """
+    for call in calls:  # the first of each kind compiles, chooses algorithms and fills caches
+        call()
+    if device.type == "cuda":
+        return _graph_seconds(calls, device, repeats)
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        for call in calls:
+            call()
+        times.append((time.perf_counter() - started) / len(calls))
+    return median(times)
+
+
+def _graph_seconds(calls: Sequence[Call], device: torch.device, repeats: int) -> float:
+    rounds = -(-GRAPH_CALLS // len(calls))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device):
+        synchronize(device)
+        with torch.cuda.graph(graph):
+            for _ in range(rounds):
+                for call in calls:
+                    call()
+        times = []
+        for number in range(repeats + 1):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            if number:  # the first replay uploads the graph
+                times.append(begin.elapsed_time(end) / 1e3 / (rounds * len(calls)))
+    return median(times)
+
+
+def memory_speed(device: torch.device, size: int, repeats: int) -> float:
+    """Return bytes a second: on CUDA of a copy, read and written; on the CPU of reading, by all threads of torch.
+
+    `size` is what is copied or read at a time, in bytes.
+    """
+    source = torch.ones(size // 4, device=device)
+    if device.type == "cpu":
+        return source.nbytes / seconds_each([source.sum], device, repeats)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds_each([lambda: target.copy_(source)], device, repeats)

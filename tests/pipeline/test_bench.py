@@ -1,0 +1,48 @@
+"""scripts/bench on tiny models and the CPU: it runs and says all that it should; the figures are what they are."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from processes import ROOT, WAIT_S, environment
+
+
+def bench(*arguments: str) -> dict[str, dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "bench", *arguments, "--device", "cpu", "--json"],
+        capture_output=True,
+        timeout=WAIT_S,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    sections: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    assert sections["machine"]["torch"]
+    return sections
+
+
+def test_kernels() -> None:
+    sections = bench("kernels", "--size", "tiny", "--rotate-mb", "1", "--repeat", "1")
+    assert sections["memory"]["reading, GB/s"] > 0
+    rows = (
+        "decoder and backbone, 1 row",
+        "encoder, 4 rows",
+        "flow head, 6 rows",
+        "codec, 1 row",
+        "codec, 8 rows",
+    )
+    for section in rows:
+        lines = sections[section]
+        assert any(line.startswith("gate-up ") and line.endswith(", plain torch") for line in lines)
+        for figures in lines.values():
+            assert figures.keys() == {"us", "GB/s", "share"}
+            assert min(figures.values()) > 0
+    forms = {line.split(", ")[1] for line in sections["decoder and backbone, 1 row"]}
+    assert forms == {"BF16", "Q4_0", "plain torch"}
+
+
+def test_some_kernels() -> None:
+    sections = bench("kernels", "--size", "tiny", "--rotate-mb", "1", "--repeat", "1", "--only", "head 128")
+    assert sections.keys() == {"machine", "memory", "decoder and backbone, 1 row"}
+    assert all(line.startswith("head 128 -> ") for line in sections["decoder and backbone, 1 row"])
