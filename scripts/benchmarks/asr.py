@@ -13,13 +13,15 @@ import tempfile
 import threading
 import time
 import wave
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.asr_transformers import transformers_run
+from benchmarks.memory import precision, stage_memory
 from benchmarks.pipe import hearing
 from benchmarks.report import machine, median, peak_gb, percentile, show, synchronize
 from voxtral_pipes.config import AsrConfig, AudioConfig
@@ -41,6 +43,7 @@ from voxtral_pipes.stages.mel import MelStage, Source, source_frames
 ROOT = Path(__file__).resolve().parents[2]
 RATE_HZ = 16000
 TICK_SAMPLES = 1280
+MEMORY_S = 60.0
 
 
 def noise(seconds: float) -> np.ndarray:
@@ -60,24 +63,64 @@ def wav(audio: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+class Opened:
+    """A model of which nothing is loaded yet."""
+
+    def __init__(self, path: str, device: torch.device, dtype_name: str) -> None:
+        self._checkpoint = checkpoint = AsrCheckpoint(locate_model(path))
+        self.config: AsrConfig = checkpoint.config
+        self.device = device
+        self._encoder, self._decoder = list(encoder_shapes(self.config)), list(decoder_shapes(self.config))
+        self.stored_bytes = [checkpoint.stored_bytes(names) for names in (self._encoder, self._decoder)]
+        self.dtype = dispatch.torch_dtype(pick_precision(dtype_name, self.stored_bytes[0]))
+        self.precision = precision(checkpoint, (*self._encoder, *self._decoder), self.dtype)
+
+    def encoder(self) -> Encoder:
+        """Load one half."""
+        tensors = load_weights(self._checkpoint, self._encoder, self.device, self.dtype)
+        return Encoder.of(tensors, self.config.encoder)
+
+    def decoder(self) -> Decoder:
+        """Load the other half."""
+        tensors = load_weights(self._checkpoint, self._decoder, self.device, self.dtype)
+        return Decoder.of(tensors, self.config.decoder)
+
+
 class Loaded:
     """Both halves of a model and what loading them took."""
 
-    def __init__(self, path: str, device: torch.device, dtype_name: str) -> None:
-        checkpoint = AsrCheckpoint(locate_model(path))
-        self.config: AsrConfig = checkpoint.config
-        self.device = device
-        names = [list(shapes(self.config)) for shapes in (encoder_shapes, decoder_shapes)]
-        self.dtype = dispatch.torch_dtype(pick_precision(dtype_name, checkpoint.stored_bytes(names[0])))
+    def __init__(self, opened: Opened) -> None:
+        self.config, self.device, self.dtype = opened.config, opened.device, opened.dtype
         self.load_s: list[float] = []
-        parts = []
-        for part in names:
+
+        def timed(load: Callable[[], Any]) -> Any:
             started = time.perf_counter()
-            parts.append(load_weights(checkpoint, part, device, self.dtype))
-            synchronize(device)
+            part = load()
+            synchronize(self.device)
             self.load_s.append(time.perf_counter() - started)
-        self.encoder = Encoder.of(parts[0], self.config.encoder)
-        self.decoder = Decoder.of(parts[1], self.config.decoder)
+            return part
+
+        self.encoder: Encoder = timed(opened.encoder)
+        self.decoder: Decoder = timed(opened.decoder)
+
+
+def memory(opened: Opened, seconds: Sequence[float]) -> dict[str, float]:
+    """Return what each half takes: in the file, and on the device after loading and over files of so many seconds."""
+    config = opened.config
+    frames = {f"{length:g} s": mel_of(noise(length), live=False) for length in seconds}
+
+    def encode(encoder: Encoder, given: str) -> None:
+        frames[given] = list(Drive(EncodeStage(encoder, config), frames[given]).run())
+
+    def decode(decoder: Decoder, given: str) -> None:
+        for _ in Drive(DecodeStage(decoder, config), frames[given]).run():
+            pass
+
+    inputs, (encoder_bytes, decoder_bytes) = list(frames), opened.stored_bytes
+    return {
+        **stage_memory("encoder", encoder_bytes, opened.device, opened.encoder, encode, inputs),
+        **stage_memory("decoder", decoder_bytes, opened.device, opened.decoder, decode, inputs),
+    }
 
 
 def file_run(model: Loaded, audio: np.ndarray) -> dict[str, float]:
@@ -229,65 +272,14 @@ def piped_live(path: str, device: str, dtype: str, audio: np.ndarray, delay_toke
     }
 
 
-def transformers_run(
-    config: AsrConfig, device: torch.device, dtype: torch.dtype, audio: np.ndarray
-) -> dict[str, float]:
-    """Time transformers' own model of the same shape on the same mel frames, generate() as its users call it."""
-    from transformers import VoxtralRealtimeConfig, VoxtralRealtimeForConditionalGeneration
-
-    enc, dec = config.encoder, config.decoder
-    theta = {"rope_theta": 1e6, "rope_type": "default"}
-    settings = VoxtralRealtimeConfig(
-        audio_config={
-            "hidden_size": enc.dim, "intermediate_size": enc.hidden_dim, "num_hidden_layers": enc.n_layers,
-            "num_attention_heads": enc.n_heads, "head_dim": enc.head_dim, "sliding_window": enc.window,
-            "rope_parameters": theta,
-        },
-        text_config={
-            "hidden_size": dec.dim, "intermediate_size": dec.hidden_dim, "num_hidden_layers": dec.n_layers,
-            "num_attention_heads": dec.n_heads, "num_key_value_heads": dec.n_kv_heads, "head_dim": dec.head_dim,
-            "sliding_window": dec.window, "vocab_size": dec.vocab_size, "rope_parameters": theta,
-            "rms_norm_eps": dec.norm_eps,
-        },
-    )  # fmt: skip
-    torch.set_default_dtype(dtype)
-    with torch.device(device):
-        model = VoxtralRealtimeForConditionalGeneration(settings).eval()
-    torch.set_default_dtype(torch.float32)
-    mel = torch.cat(list(_mel_tensors(mel_of(audio, live=False))))
-    features = mel.T[None].to(device, dtype)
-    delay = config.audio.delay_ms // config.audio.token_ms
-    prompt = torch.tensor([[1] + [32] * (32 + delay)], device=device)
-    times = []
-    for _ in range(2):
-        synchronize(device)
-        started = time.perf_counter()
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=prompt, input_features=features, num_delay_tokens=delay, do_sample=False,
-                eos_token_id=None, pad_token_id=11,
-            )  # fmt: skip
-        synchronize(device)
-        times.append(time.perf_counter() - started)
-    tokens = out.shape[1] - prompt.shape[1]
-    return {
-        "total ms": 1e3 * min(times), "tokens": tokens, "tok/s (encoding included)": tokens / min(times),
-        "RTF": min(times) * RATE_HZ / len(audio),
-    }  # fmt: skip
-
-
-def _mel_tensors(frames: Iterable[Any]) -> Iterable[torch.Tensor]:
-    for frame in frames:
-        if frame.kind == "data":
-            yield torch.from_numpy(frame.tensors["mel"].numpy().copy())
-
-
 def options(arguments: list[str]) -> argparse.Namespace:
     """Parse the options of `scripts/bench asr`."""
     parser = argparse.ArgumentParser(prog="scripts/bench asr", description=__doc__)
     parser.add_argument("-m", "--model", help="model to measure (else a random one is made)")
     parser.add_argument("--size", choices=("tiny", "full"), default="tiny", help="of the random model")
-    parser.add_argument("--format", choices=("safetensors", "hf", "gguf-q4"), default="safetensors")
+    parser.add_argument(
+        "--format", choices=("safetensors", "hf", "gguf-q4", "gguf-q8"), default="safetensors"
+    )
     parser.add_argument("--seconds", type=float, default=16.0, help="audio of the file run")
     parser.add_argument(
         "--live-seconds", type=float, default=16.0, help="audio of the paced runs; 0 leaves them out"
@@ -297,8 +289,12 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=("auto", "f32", "bf16"))
     parser.add_argument("--no-pipes", action="store_true", help="measure inside one process only")
     parser.add_argument(
-        "--transformers", action="store_true", help="time transformers' generate() in the same run"
+        "--compare", choices=("transformers",), help="time transformers' generate() in the same run"
     )
+    parser.add_argument(
+        "--memory-seconds", type=float,
+        help="audio, beside that of the file run, over which device memory is measured (60 on CUDA; 0 leaves it out)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 
@@ -320,11 +316,16 @@ def measure(args: argparse.Namespace, path: str) -> dict[str, dict[str, Any]]:
     """Run what was asked for and return the figures by section."""
     device = dispatch.pick_device(args.device)
     results: dict[str, dict[str, Any]] = {"machine": machine()}
-    model = Loaded(path, device, args.dtype)
+    opened = Opened(path, device, args.dtype)
+    how = opened.precision
+    default = MEMORY_S if device.type == "cuda" else 0
+    longer = default if args.memory_seconds is None else args.memory_seconds
+    results[f"memory of each stage, {how}"] = memory(opened, [args.seconds, longer] if longer else [])
+    model = Loaded(opened)
     audio = noise(args.seconds)
     file_run(model, noise(2.0))  # first calls choose algorithms and fill caches
     runs = [file_run(model, audio) for _ in range(args.repeat)]
-    results[f"one process, file of {args.seconds:g} s, {model.dtype}"] = {
+    results[f"one process, file of {args.seconds:g} s, {how}"] = {
         "load encoder s": model.load_s[0],
         "load decoder s": model.load_s[1],
         **{name: median([run[name] for run in runs]) for name in runs[0]},
@@ -332,17 +333,17 @@ def measure(args: argparse.Namespace, path: str) -> dict[str, dict[str, Any]]:
     }
     if args.live_seconds:
         live = noise(args.live_seconds)
-        results["one process, live, paced"] = live_ticks(model, live, paced=True)
-    if args.transformers:
-        config, dtype = model.config, model.dtype
-        del model
-        results["transformers generate(), the same run"] = transformers_run(config, device, dtype, audio)
-    else:
-        del model
+        results[f"one process, live, paced, {how}"] = live_ticks(model, live, paced=True)
+    del model
+    if args.compare == "transformers":
+        mel = mel_of(audio, live=False)
+        theirs = transformers_run(opened.config, device, opened.dtype, mel, args.seconds)
+        results["transformers generate(), the same run"] = theirs
     if device.type == "cuda":
         torch.cuda.empty_cache()
     if not args.no_pipes:
-        results[f"real pipes, file of {args.seconds:g} s"] = piped_file(path, args.device, args.dtype, audio)
+        piped = piped_file(path, args.device, args.dtype, audio)
+        results[f"real pipes, file of {args.seconds:g} s, {how}"] = piped
         if args.live_seconds:
-            results["real pipes, live, paced"] = piped_live(path, args.device, args.dtype, live, 6)
+            results[f"real pipes, live, paced, {how}"] = piped_live(path, args.device, args.dtype, live, 6)
     return results

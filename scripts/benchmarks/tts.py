@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.memory import precision, stage_memory
 from benchmarks.pipe import speaking
 from benchmarks.report import machine, median, peak_gb, percentile, show, synchronize
 from voxtral_pipes.config import TTS_FRAME_TICKS, TTS_RATE_HZ, TtsConfig
@@ -27,6 +28,7 @@ from voxtral_pipes.kernels.precision import pick_precision
 from voxtral_pipes.models.backbone import Backbone, Speaker
 from voxtral_pipes.models.checkpoint import TtsCheckpoint
 from voxtral_pipes.models.codec import Codec
+from voxtral_pipes.models.codes import CODE_OFFSET
 from voxtral_pipes.models.flow import Flow, Sampler
 from voxtral_pipes.models.noise import frame_noise
 from voxtral_pipes.models.prompt import PromptIds
@@ -41,35 +43,96 @@ LINES = ("The first line warms the pipe.", "The quick brown fox jumps over the l
 GUIDANCE = 1.2
 
 
+class Opened:
+    """A model of which nothing is loaded yet."""
+
+    def __init__(self, path: str, device: torch.device, dtype_name: str) -> None:
+        self._checkpoint = checkpoint = TtsCheckpoint(locate_model(path))
+        self.config: TtsConfig = checkpoint.config
+        self.device = device
+        config = self.config
+        self._names = {
+            "backbone": list(backbone_shapes(config.backbone)),
+            "flow": list(flow_shapes(config.flow)),
+            "codec": list(codec_shapes(config.codec, checkpoint.names)),
+        }
+        self.stored_bytes = {part: checkpoint.stored_bytes(names) for part, names in self._names.items()}
+        self._dtype = dispatch.torch_dtype(pick_precision(dtype_name, self.stored_bytes["backbone"]))
+        self.precision = precision(checkpoint, self._names["backbone"], self._dtype)
+        self._voice = torch.randn(PUBLISHED["casual_female"], config.backbone.dim)
+        text = [PromptIds().n_special + i for i in range(TEXT_TOKENS)]
+        self.prompt = PromptIds().prompt(text, len(self._voice), config.backbone.vocab_size)
+
+    def speaker(self, backbone: Backbone, frames: int) -> Speaker:
+        """Give the backbone a voice and memory for `frames`; on CUDA its steps are recorded."""
+        return Speaker(backbone, self._voice, PromptIds().audio, frames)
+
+    def backbone(self) -> Backbone:
+        """Load the backbone."""
+        return Backbone.of(self._load("backbone", self._dtype), self.config.backbone)
+
+    def flow(self) -> Flow:
+        """Load the flow head."""
+        return Flow.of(self._load("flow", self._dtype), self.config.flow)
+
+    def codec(self) -> Codec:
+        """Load the codec, which computes in float32."""
+        return Codec.of(self._load("codec", torch.float32), self.config.codec)
+
+    def _load(self, part: str, dtype: torch.dtype) -> dict[str, Any]:
+        return {**load_weights(self._checkpoint, self._names[part], self.device, dtype)}
+
+
 class Loaded:
     """All three parts of a model in one process, and what loading them took."""
 
-    def __init__(self, path: str, device: torch.device, dtype_name: str, frames: int) -> None:
-        checkpoint = TtsCheckpoint(locate_model(path))
-        self.config: TtsConfig = checkpoint.config
-        self.device = device
+    def __init__(self, opened: Opened, frames: int) -> None:
+        self.config, self.device, self.prompt = opened.config, opened.device, opened.prompt
         self.load_s: dict[str, float] = {}
-        config = self.config
-        names = list(backbone_shapes(config.backbone))
-        self.dtype = dispatch.torch_dtype(pick_precision(dtype_name, checkpoint.stored_bytes(names)))
 
-        def part(what: str, wanted: list[str], dtype: torch.dtype, make: Callable[[Any], Any]) -> Any:
+        def timed(what: str, load: Callable[[], Any]) -> Any:
             started = time.perf_counter()
-            made = make(load_weights(checkpoint, wanted, device, dtype))
-            synchronize(device)
+            part = load()
+            synchronize(self.device)
             self.load_s[f"load {what} s"] = time.perf_counter() - started
-            return made
+            return part
 
-        voice = torch.randn(PUBLISHED["casual_female"], config.backbone.dim)
-        backbone = part("backbone", names, self.dtype, lambda t: Backbone.of(t, config.backbone))
-        self.speaker = Speaker(backbone, voice, PromptIds().audio, frames)
-        self.flow = part(
-            "flow", list(flow_shapes(config.flow)), self.dtype, lambda t: Flow.of(t, config.flow)
+        self.speaker = opened.speaker(timed("backbone", opened.backbone), frames)
+        self.flow: Flow = timed("flow", opened.flow)
+        self.codec: Codec = timed("codec", opened.codec)
+
+
+def memory(opened: Opened, steps: int, frames: int) -> dict[str, float]:
+    """Return what each part takes: in the file, and on the device after loading and over an utterance."""
+    config, device = opened.config, opened.device
+    row = [CODE_OFFSET] * (1 + config.flow.acoustic_dim)
+
+    def speak(backbone: Backbone, _: str) -> None:
+        speaker = opened.speaker(backbone, frames)
+        speaker.begin(opened.prompt, frames)
+        for _frame in range(frames - 1):
+            speaker.next(row)
+
+    def flow(part: Flow, _: str) -> None:
+        sampler, hidden = (
+            Sampler(part, steps, GUIDANCE),
+            torch.zeros(1, config.flow.input_dim, dtype=part.dtype),
         )
-        wanted = list(codec_shapes(config.codec, checkpoint.names))
-        self.codec = part("codec", wanted, torch.float32, lambda t: Codec.of(t, config.codec))
-        text = [PromptIds().n_special + i for i in range(TEXT_TOKENS)]
-        self.prompt = PromptIds().prompt(text, len(voice), config.backbone.vocab_size)
+        for frame in range(frames):
+            sampler(hidden, frame_noise(1, 0, frame, config.flow.acoustic_dim), allow_end=False)
+
+    def sound(codec: Codec, _: str) -> None:
+        state = codec.new_state()
+        codec.warm(state)
+        for _frame in range(frames):
+            codec.step(state, torch.tensor([[row]], device=device))
+
+    stored, given = opened.stored_bytes, [f"{frames} frames"] if frames else []
+    return {
+        **stage_memory("backbone", stored["backbone"], device, opened.backbone, speak, given),
+        **stage_memory("flow", stored["flow"], device, opened.flow, flow, given),
+        **stage_memory("codec", stored["codec"], device, opened.codec, sound, given),
+    }
 
 
 def one_process(model: Loaded, steps: int, frames: int) -> dict[str, float]:
@@ -159,6 +222,10 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "f32", "bf16"))
     parser.add_argument("--no-pipes", action="store_true", help="measure inside one process only")
+    parser.add_argument(
+        "--memory-frames", type=int,
+        help="of the utterance over which device memory is measured (as --frames on CUDA; 0 leaves it out)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 
@@ -180,16 +247,22 @@ def measure(args: argparse.Namespace, path: str) -> dict[str, dict[str, Any]]:
     """Run what was asked for and return the figures by section."""
     device = dispatch.pick_device(args.device)
     results: dict[str, dict[str, Any]] = {"machine": machine()}
-    model = Loaded(path, device, args.dtype, args.frames)
-    results["one process, loading"] = {**model.load_s}
+    opened = Opened(path, device, args.dtype)
+    how = opened.precision
+    default = args.frames if device.type == "cuda" else 0
+    watched = default if args.memory_frames is None else args.memory_frames
+    results[f"memory of each stage, {how}"] = memory(opened, args.steps[0], watched)
+    model = Loaded(opened, args.frames)
+    results[f"one process, loading, {how}"] = {**model.load_s}
     one_process(model, args.steps[0], min(8, args.frames))  # first calls choose algorithms and fill caches
     for steps in args.steps:
-        results[f"one process, n = {steps}, {model.dtype}"] = one_process(model, steps, args.frames)
+        results[f"one process, n = {steps}, {how}"] = one_process(model, steps, args.frames)
     results["one process, memory"] = peak_gb(device)
     del model
     if device.type == "cuda":
         torch.cuda.empty_cache()
     if not args.no_pipes:
         for steps in args.steps:
-            results[f"real pipes, n = {steps}"] = piped(path, args.device, args.dtype, steps, args.frames)
+            heard = piped(path, args.device, args.dtype, steps, args.frames)
+            results[f"real pipes, n = {steps}, {how}"] = heard
     return results

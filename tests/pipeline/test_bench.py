@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 from processes import ROOT, WAIT_S, environment
 
 
@@ -46,3 +47,34 @@ def test_some_kernels() -> None:
     sections = bench("kernels", "--size", "tiny", "--rotate-mb", "1", "--repeat", "1", "--only", "head 128")
     assert sections.keys() == {"machine", "memory", "decoder and backbone, 1 row"}
     assert all(line.startswith("head 128 -> ") for line in sections["decoder and backbone, 1 row"])
+
+
+@pytest.mark.parametrize(
+    ("form", "precision"), [("gguf-q4", "Q4_0 weights, bf16"), ("gguf-q8", "Q8_0 weights, bf16")]
+)
+def test_recognition(form: str, precision: str) -> None:
+    sections = bench(
+        "asr", "--format", form, "--dtype", "bf16", "--seconds", "1", "--live-seconds", "0", "--repeat", "1",
+        "--memory-seconds", "2", "--no-pipes",
+    )  # fmt: skip
+    assert sections.keys() == {
+        "machine",
+        f"memory of each stage, {precision}",
+        f"one process, file of 1 s, {precision}",
+    }
+    figures = sections[f"memory of each stage, {precision}"]
+    assert figures.keys() == {"encoder, weights in the file GB", "decoder, weights in the file GB"}
+
+
+@pytest.mark.parametrize(
+    ("form", "precision"), [("safetensors", "BF16 weights, f32"), ("gguf-q8", "Q8_0 weights, f32")]
+)
+def test_synthesis(form: str, precision: str) -> None:
+    sections = bench(
+        "tts", "--format", form, "--frames", "4", "--steps", "1", "--memory-frames", "3", "--no-pipes"
+    )
+    figures = sections[f"memory of each stage, {precision}"]
+    parts = ("backbone", "flow", "codec")
+    assert list(figures) == [f"{part}, weights in the file GB" for part in parts]
+    assert min(figures.values()) > 0
+    assert sections[f"one process, n = 1, {precision}"]["flow ms a frame"] > 0
