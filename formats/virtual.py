@@ -18,6 +18,8 @@ from voxtral_pipes.errors import BadModelError
 
 # The kernel would otherwise refuse to map, for writing, a file larger than the memory.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if os.uname().sysname == "Linux" else 0)
+_MAPS: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+"""All files that are mapped."""
 
 
 class VirtualFile:
@@ -144,6 +146,16 @@ def forget(view: memoryview) -> None:
         mapped.madvise(mmap.MADV_DONTNEED, begin, start + view.nbytes - begin)
 
 
+def forget_mapped(address: int, size: int) -> None:
+    """Do as `forget` with the mapped bytes at `address`; nothing where they are no part of a mapped file."""
+    for mapped in _MAPS:
+        view = memoryview(mapped)
+        begin = address - _address(view)
+        if begin >= 0 and begin + size <= view.nbytes:
+            forget(view[begin : begin + size])
+            return
+
+
 def _address(view: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
@@ -193,4 +205,5 @@ def _map(descriptor: int) -> memoryview:
     mapped = mmap.mmap(
         descriptor, size, flags=mmap.MAP_PRIVATE | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE
     )
+    _MAPS.add(mapped)
     return memoryview(mapped)

@@ -130,12 +130,15 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def prepare(weight: Weight, dtype: torch.dtype, *, many_rows: bool = False) -> Weight:
+def prepare(weight: Weight, dtype: torch.dtype, *, many_rows: bool = False, twice: bool = False) -> Weight:
     """Return a matrix as it is fastest to multiply by in `dtype`; on the CPU in bfloat16 that is a private copy.
 
-    `many_rows` says that it will mostly meet dozens of rows at a time.
+    `many_rows` says that it will mostly meet more than four rows at a time, `twice` that it is small enough to be held
+    twice: then float32 is laid out on the CPU too.
     """
-    if isinstance(weight, Tensor | PackedWeight) and _lays_out(weight.device, dtype):
+    if isinstance(weight, Tensor | PackedWeight) and _lays_out(
+        weight.device, torch.bfloat16 if twice else dtype
+    ):
         return cpu.lay_out(weight, many_rows=many_rows)
     return weight
 

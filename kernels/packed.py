@@ -66,13 +66,11 @@ class Int4Weight:
     """uint8 [out, in / 2], in an order of its own."""
     scales: Tensor
     """bfloat16 [in / 32, out, 2]: scale, and zero, which is 0."""
-    source: PackedWeight
-    """The weights as they lie in the file."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in), in weights."""
-        return self.source.shape
+        return self.codes.shape[0], 2 * self.codes.shape[1]
 
 
 StoredWeight = Tensor | PackedWeight

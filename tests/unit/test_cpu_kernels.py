@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gguf
+import numpy as np
 import pytest
 import torch
 
-from voxtral_pipes.kernels import cpu, dispatch, reference
+from voxtral_pipes.formats.virtual import VirtualFile
+from voxtral_pipes.kernels import cpu, dispatch, int4, reference
 from voxtral_pipes.kernels.packed import HeadWeight, Int4Weight, OnednnWeight, PackedWeight
 
 pytestmark = pytest.mark.skipif(
@@ -68,6 +72,84 @@ def test_q4_by_the_int4_kernel_costs_no_more_than_bfloat16(
     assert off(dispatch.linear(x, laid), exact) < 5e-3
     assert off(reference.linear(x, weight), exact) < 5e-3  # the same by plain torch
     assert dispatch.linear(x[None], laid).shape == (1, rows, n_out)
+
+
+def test_the_int4_kernel_costs_a_quarter_of_a_percent() -> None:
+    """Its scales are bfloat16, those of the file float16: the README says by how much products are off."""
+    weight, x = packed(1024, 3072), drawn(4, 3072, seed=1).to(BF16)
+    laid = dispatch.prepare(weight, BF16)
+    assert isinstance(laid, Int4Weight)
+    wide = torch.ops.aten._weight_int4pack_mm_for_cpu(x.float(), laid.codes, 32, laid.scales.float())
+    exact = reference.linear(x.float(), weight)
+    assert 1e-3 < off(wide, exact) < 2.5e-3  # of the scales alone
+    assert off(dispatch.linear(x, laid), exact) < 3e-3  # and of rounding the result
+
+
+@pytest.mark.parametrize(("n_out", "n_in"), [(64, 32), (1024, 96), (192, 3072), (48, 64), (16, 32)])
+def test_codes_are_laid_out_as_torch_does_it(n_out: int, n_in: int) -> None:
+    weight = packed(n_out, n_in)
+    codes = (
+        torch.cat((weight.blocks[..., 2:] & 15, weight.blocks[..., 2:] >> 4), dim=-1).int().view(n_out, n_in)
+    )
+    assert torch.equal(int4.lay_out(weight), torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1))
+
+
+@pytest.mark.parametrize("never_negative", [False, True])
+@pytest.mark.parametrize(("n_out", "n_in"), [(64, 32), (1024, 96), (192, 12288)])
+def test_codes_unpack_to_what_they_were_made_of(n_out: int, n_in: int, never_negative: bool) -> None:
+    weight = packed(n_out, n_in, never_negative=never_negative)
+    if not int4.can_unpack(weight):
+        pytest.skip("torch lays codes out in another order on this processor")
+    room = int4.Room()
+    for _ in range(2):
+        assert torch.equal(room.dequantize(weight), reference.dequantize(weight, BF16))
+
+
+def test_where_the_order_is_unknown_torch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4, "lanes", lambda: 0)
+    weight, x = packed(128, 64), drawn(100, 64, seed=1).to(BF16)
+    laid = dispatch.prepare(weight, BF16)
+    assert off(dispatch.linear(x, laid), reference.linear(x.float(), weight)) < 5e-3
+    many = dispatch.prepare(weight, BF16, many_rows=True)
+    assert off(dispatch.linear(x, many), reference.linear(x.float(), weight)) < 5e-3
+
+
+def test_few_rows_of_a_large_matrix_do_not_depend_on_their_number() -> None:
+    weight, x = drawn(1024, 1024).to(BF16), drawn(cpu.FEW_ROWS, 1024, seed=1).to(BF16)
+    laid = dispatch.prepare(weight, BF16)
+    together = dispatch.linear(x, laid)
+    assert off(together, x.float() @ weight.float().T) < 5e-3
+    for rows in range(1, cpu.FEW_ROWS):
+        assert torch.equal(dispatch.linear(x[:rows], laid), together[:rows])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_float32_is_laid_out_where_it_is_small(rows: int) -> None:
+    weight, x = drawn(96, 64), drawn(rows, 64, seed=1)
+    laid = dispatch.prepare(weight, torch.float32, twice=True)
+    assert isinstance(laid, OnednnWeight)
+    assert off(dispatch.linear(x, laid), x.double() @ weight.double().T) < 1e-6
+    assert dispatch.prepare(weight, torch.float32) is weight
+
+
+def test_a_file_that_is_laid_out_leaves_memory_and_can_be_read_again(tmp_path: Path) -> None:
+    weight = packed(2048, 1024)
+    (tmp_path / "w").write_bytes(weight.blocks.numpy().tobytes())
+    mapped = torch.from_numpy(
+        np.frombuffer(VirtualFile([tmp_path / "w"]).view(0, weight.blocks.nbytes), np.uint8)
+    )
+    again = PackedWeight("q4_0", mapped.view(weight.blocks.shape))
+
+    def resident() -> int:
+        held = 0
+        for line in Path("/proc/self/smaps").read_text().split(str(tmp_path / "w"))[1:]:
+            held += int(line.split("Rss:")[1].split()[0])
+        return held
+
+    assert torch.equal(again.blocks, weight.blocks) and resident() > 1000
+    dispatch.prepare(again, BF16)
+    assert resident() < 100
+    assert torch.equal(again.blocks, weight.blocks)
 
 
 @pytest.mark.parametrize(

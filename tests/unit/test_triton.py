@@ -82,6 +82,7 @@ def test_an_euler_step_and_the_tokens_after_it(cases: Cases, n_state: int, dim: 
 def test_a_codec_and_a_decoder_that_go_by_the_float32_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call of the models brings what the kernels take: shapes, strides, vectors of one axis."""
     monkeypatch.setattr(dispatch, "fits_float", _few_float_rows)
+    monkeypatch.setattr(dispatch, "prepare", lambda weight, dtype, **how: weight)  # as on CUDA
     codec = Codec.of(random_tensors(codec_shapes(SMALL_CODEC)), SMALL_CODEC)
     codes = random_codes(SMALL_CODEC, 5)
     state = codec.new_state()

@@ -92,16 +92,19 @@ class CodecLayer:
     @classmethod
     def of(cls, tensors: Mapping[str, Weight], prefix: str) -> CodecLayer:
         """Take the layer whose names begin with `prefix`."""
-        attention = {
-            name: Linear.of(tensors, f"{prefix}attention.{name}") for name in ("wq", "wk", "wv", "wo")
+        norm = dense(tensors, f"{prefix}attention_norm.weight")
+        projections = {
+            name: Linear.of(tensors, f"{prefix}{part}.{name}").prepared(
+                norm.dtype, many_rows=True, twice=True
+            )
+            for part, names in (("attention", ("wq", "wk", "wv", "wo")), ("feed_forward", ("w1", "w2", "w3")))
+            for name in names
         }
-        feed = {name: Linear.of(tensors, f"{prefix}feed_forward.{name}") for name in ("w1", "w2", "w3")}
         return cls(
-            **attention,
-            **feed,
+            **projections,
             q_norm=dense(tensors, f"{prefix}attention.q_norm.weight"),
             k_norm=dense(tensors, f"{prefix}attention.k_norm.weight"),
-            attention_norm=dense(tensors, f"{prefix}attention_norm.weight"),
+            attention_norm=norm,
             ffn_norm=dense(tensors, f"{prefix}ffn_norm.weight"),
             attention_scale=dense(tensors, f"{prefix}attention_scale"),
             ffn_scale=dense(tensors, f"{prefix}ffn_scale"),
@@ -141,11 +144,11 @@ class Codec:
     config: CodecConfig
     embedding: Tensor
     """[semantic_size, semantic_dim], float32."""
-    first: Tensor
+    first: Weight
     """[dim, latent * 3]: convolutions are products, which for a few columns cuDNN and oneDNN are slow at."""
-    ups: tuple[Tensor, ...]
+    ups: tuple[Weight, ...]
     """Per doubling [2 * dim, 2 * dim]: `x[t], x[t - 1]` to `y[2t], y[2t + 1]`."""
-    out: Tensor
+    out: Weight
     """[patch_samples, dim * 7]."""
     stages: tuple[tuple[CodecLayer, ...], ...]
     slopes: Tensor
@@ -164,12 +167,16 @@ class Codec:
             for stage, count in enumerate(config.stage_layers)
         )
         dtype = stages[0][0].attention_norm.dtype
+
+        def prepared(weight: Tensor) -> Weight:
+            return ops.prepare(weight.to(dtype), dtype, many_rows=True, twice=True)
+
         return cls(
             config=config,
             embedding=dense(tensors, f"{BOOK}embedding_sum").float() / usage[:, None],
-            first=first.flatten(1).to(dtype),
-            ups=tuple(_doubling(weight).to(dtype) for weight in ups),
-            out=out.flatten(1).to(dtype),
+            first=prepared(first.flatten(1)),
+            ups=tuple(prepared(_doubling(weight)) for weight in ups),
+            out=prepared(out.flatten(1)),
             stages=stages,
             slopes=alibi_slopes(config.n_heads).to(usage.device),
             dtype=dtype,
@@ -292,7 +299,7 @@ class Codec:
         return known
 
 
-def _convolve(x: Tensor, weight: Tensor, kernel: int) -> Tensor:
+def _convolve(x: Tensor, weight: Weight, kernel: int) -> Tensor:
     """Convolve [B, C, T + kernel - 1] with weight [M, C * kernel]: [B, M, T]."""
     columns = x.unfold(2, kernel, 1).permute(0, 2, 1, 3).flatten(2)
     return ops.linear(columns, weight).transpose(1, 2)

@@ -20,7 +20,7 @@ from voxtral_pipes.config import DecoderConfig
 from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.packed import HeadWeight, Weight
 from voxtral_pipes.models.cache import RingKV, Span
-from voxtral_pipes.models.layers import Linear, time_embedding
+from voxtral_pipes.models.layers import Linear, dense, time_embedding
 from voxtral_pipes.models.stack import Stack, StackState
 
 EMBEDDING = "mm_streams_embeddings.embedding_module.tok_embeddings.weight"
@@ -43,11 +43,13 @@ class Decoder:
     @classmethod
     def of(cls, tensors: Mapping[str, Weight], config: DecoderConfig) -> Decoder:
         """Assemble from tensors under their Mistral names, all on one device."""
+        # The largest matrix first: what is laid out and where it was are held at once.
+        head = ops.prepare_head(tensors[EMBEDDING], dense(tensors, "norm.weight").dtype)
         return cls(
             config=config,
             embedding=tensors[EMBEDDING],
-            stack=(stack := Stack.of(tensors, "", config)),
-            head=ops.prepare_head(tensors[EMBEDDING], stack.dtype),
+            stack=Stack.of(tensors, "", config),
+            head=head,
             conditions=tuple(
                 (
                     Linear.of(tensors, f"layers.{i}.ada_rms_norm_t_cond.0"),

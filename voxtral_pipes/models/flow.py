@@ -56,7 +56,8 @@ class Flow:
             semantic_output=tensors[f"{FLOW}semantic_codebook_output.weight"],
             acoustic_output=Linear.of(tensors, f"{FLOW}acoustic_codebook_output"),
             blocks=tuple(
-                Block.of(tensors, f"{FLOW}layers.{i}.", config.head_dim, config.norm_eps)
+                # Both branches of the guidance are six rows.
+                Block.of(tensors, f"{FLOW}layers.{i}.", config.head_dim, config.norm_eps, many_rows=True)
                 for i in range(config.n_layers)
             ),
             norm=norm,

@@ -59,9 +59,9 @@ class Linear:
         bias = f"{name}.bias"
         return cls(tensors[f"{name}.weight"], dense(tensors, bias) if bias in tensors else None)
 
-    def prepared(self, dtype: torch.dtype, *, many_rows: bool = False) -> Linear:
-        """Return it as it is fastest in `dtype`; `many_rows` says that it mostly meets dozens of rows at a time."""
-        return Linear(ops.prepare(self.weight, dtype, many_rows=many_rows), self.bias)
+    def prepared(self, dtype: torch.dtype, *, many_rows: bool = False, twice: bool = False) -> Linear:
+        """Return it as it is fastest in `dtype`; see `ops.prepare`."""
+        return Linear(ops.prepare(self.weight, dtype, many_rows=many_rows, twice=twice), self.bias)
 
     @property
     def dense_weight(self) -> Tensor:
