@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from voxtral_pipes.errors import UnsupportedError, UsageError
-from voxtral_pipes.kernels import cpu, reference
+from voxtral_pipes.kernels import cpu, reference, waiting
 from voxtral_pipes.kernels.packed import HeadWeight, Int4Weight, OnednnWeight, PackedWeight, Weight
 from voxtral_pipes.kernels.precision import Precision
 from voxtral_pipes.kernels.reference import attention, rms_norm, rotate
@@ -86,7 +86,7 @@ def _wants_triton() -> bool:
 def describe(device: torch.device, dtype: torch.dtype) -> str:
     """Say in one line what was chosen."""
     how = "plain torch kernels"
-    where = f"{torch.get_num_threads()} CPU threads"
+    where = f"{torch.get_num_threads()} CPU threads ({waiting.describe()})"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
         if dtype == torch.bfloat16 and _wants_triton():

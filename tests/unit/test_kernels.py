@@ -1,12 +1,14 @@
 """The reference operations against numpy and the gguf package."""
 
+import os
+
 import gguf
 import numpy as np
 import pytest
 import torch
 
 from voxtral_pipes.errors import UnsupportedError, UsageError
-from voxtral_pipes.kernels import dispatch
+from voxtral_pipes.kernels import dispatch, waiting
 from voxtral_pipes.kernels import reference as ref
 from voxtral_pipes.kernels.packed import PackedWeight
 from voxtral_pipes.kernels.precision import pick_precision
@@ -109,3 +111,18 @@ def test_auto_takes_float32_while_it_costs_nothing() -> None:
     assert dispatch.torch_dtype(pick_precision("bf16", 1)) == torch.bfloat16
     with pytest.raises(UsageError):
         pick_precision("f16", 1)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
+def test_threads_wait_briefly_unless_the_user_has_chosen(
+    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str]
+) -> None:
+    for name in waiting.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    waiting.wait_briefly()
+    expected = chosen or {"GOMP_SPINCOUNT": waiting.SPINS}
+    assert {name: os.environ[name] for name in waiting.VARIABLES if name in os.environ} == expected
+    assert all(f"{name}={value}" in waiting.describe() for name, value in expected.items())
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)

@@ -108,7 +108,7 @@ def test_frames_without_rows_and_streams_without_frames_are_silent() -> None:
 
 def test_samples_that_are_no_numbers_are_an_error_of_the_weights() -> None:
     codec = stage().codec
-    broken = CodecStage(replace(codec, out=codec.out * torch.inf))
+    broken = CodecStage(replace(codec, out=torch.full(codec.out.shape, torch.inf)))
     said: list[str] = []
     list(Drive(broken, pipe({0: one_by_one(codes(1))}), report=said.append).run())
     assert said == [

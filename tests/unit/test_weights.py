@@ -88,6 +88,7 @@ def test_three_layouts_hold_the_same_model(home: Path) -> None:
             assert torch.equal(weight, dense[name])  # type: ignore[arg-type]
     matrices = [name for name in names_of(CONFIG) if len(dense[name].shape) == 2]
     assert q4.stored_bytes(matrices) == mistral.stored_bytes(matrices) // 32 * 9
+    assert q4.unpacked_bytes(matrices) == mistral.unpacked_bytes(matrices) == mistral.stored_bytes(matrices)
 
 
 def test_the_fingerprint(home: Path) -> None:

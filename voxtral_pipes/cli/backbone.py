@@ -142,7 +142,7 @@ def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage
     voice = pick(DEFAULT if args.voice is None else args.voice, _voices(args, files, tekken))
     ids = PromptIds() if tekken is None else PromptIds.of(tekken)
     names = list(backbone_shapes(config))
-    precision = pick_precision(args.dtype, checkpoint.stored_bytes(names))
+    precision = pick_precision(args.dtype, checkpoint.unpacked_bytes(names))
 
     def load() -> Speaker:
         from voxtral_pipes.cli.model import load_stage

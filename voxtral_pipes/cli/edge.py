@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from voxtral_pipes.errors import OutputError, TruncatedError, UsageError, VoxError
+from voxtral_pipes.kernels.waiting import wait_briefly
 
 if TYPE_CHECKING:
     import argparse
@@ -75,6 +76,7 @@ def run(parser: Parser, work: Callable[[argparse.Namespace, Log], int]) -> int:
         _set_signals()
         args = parser.parse()
         log.level = _level(args)
+        wait_briefly()
         return work(args, log)
     except BrokenPipeError:
         return _die_of(signal.SIGPIPE)

@@ -34,7 +34,7 @@ def load_stage(
     dispatch.check_kernels()
     device = dispatch.pick_device(args.device)
     names = list(names)
-    dtype = dispatch.torch_dtype(precision or pick_precision(args.dtype, checkpoint.stored_bytes(names)))
+    dtype = dispatch.torch_dtype(precision or pick_precision(args.dtype, checkpoint.unpacked_bytes(names)))
     log.note(f"model {checkpoint.label}: {checkpoint.family}, fingerprint {checkpoint.fingerprint}")
     log.note(dispatch.describe(device, dtype))
     return load_weights(checkpoint, names, device, dtype)

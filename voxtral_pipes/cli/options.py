@@ -80,7 +80,9 @@ def add_model(parser: Parser, family: str, *, what: str, tokenizer: bool = False
         )
 
 
-AUTO_DTYPE = "f32 while the weights of the stage are small (up to 256 MiB as stored), else bf16"
+AUTO_DTYPE = (
+    "f32 while the weights of the stage are small (up to 256 MiB, packed ones counted as bf16), else bf16"
+)
 
 
 def add_device(parser: Parser, *, auto_dtype: str = AUTO_DTYPE) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from math import prod
 
 import numpy as np
 
@@ -91,8 +92,16 @@ class Checkpoint:
         self.file.read_into(self._find(name), begin, buffer)
 
     def stored_bytes(self, names: Iterable[str]) -> int:
-        """Return how many bytes these tensors take in the file (`--dtype auto` goes by it)."""
+        """Return how many bytes these tensors take in the file."""
         return sum(self.info(name).nbytes for name in names)
+
+    def unpacked_bytes(self, names: Iterable[str]) -> int:
+        """Return how many they would take with packed ones in bfloat16: in float32 those are unpacked for each product.
+
+        `--dtype auto` goes by it.
+        """
+        infos = [self.info(name) for name in names]
+        return sum(max(info.nbytes, 2 * prod(info.shape)) for info in infos)
 
     def rotary_head_dim(self, name: str) -> int | None:
         """Return the head size by which rows of this tensor must be reordered; None where they need not be."""
