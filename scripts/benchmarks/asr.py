@@ -72,7 +72,9 @@ class Opened:
         self.device = device
         self._encoder, self._decoder = list(encoder_shapes(self.config)), list(decoder_shapes(self.config))
         self.stored_bytes = [checkpoint.stored_bytes(names) for names in (self._encoder, self._decoder)]
-        self.dtype = dispatch.torch_dtype(pick_precision(dtype_name, self.stored_bytes[0]))
+        self.dtype = dispatch.torch_dtype(
+            pick_precision(dtype_name, checkpoint.unpacked_bytes(self._encoder))
+        )
         self.precision = precision(checkpoint, (*self._encoder, *self._decoder), self.dtype)
 
     def encoder(self) -> Encoder:

@@ -57,7 +57,9 @@ class Opened:
             "codec": list(codec_shapes(config.codec, checkpoint.names)),
         }
         self.stored_bytes = {part: checkpoint.stored_bytes(names) for part, names in self._names.items()}
-        self._dtype = dispatch.torch_dtype(pick_precision(dtype_name, self.stored_bytes["backbone"]))
+        self._dtype = dispatch.torch_dtype(
+            pick_precision(dtype_name, checkpoint.unpacked_bytes(self._names["backbone"]))
+        )
         self.precision = precision(checkpoint, self._names["backbone"], self._dtype)
         self._voice = torch.randn(PUBLISHED["casual_female"], config.backbone.dim)
         text = [PromptIds().n_special + i for i in range(TEXT_TOKENS)]
