@@ -1,8 +1,8 @@
-"""One position of a decoder's attention, in Triton: three launches from the residual stream to the mixed heads.
+"""A few positions of one stream's attention, in Triton: from the residual stream to the mixed heads.
 
-    1  norm, the three projections, rotation, and the write into the ring of keys and values
-    2  attention of each group of heads over a part of the ring
-    3  the parts put together
+    1  norm, the three projections, rotation, and the write into the ring of keys and values: one launch for one
+       position (`attend_one`), three for up to 16 (`attend_few`)
+    2  attention of each group of heads over the parts of the ring, put together by the last program to end
 
 Position and length are read on the device, so that one CUDA graph serves every position.  Equal to, up to rounding:
 `reference.rms_norm`, `linear`, `rotate`, the ring's write and `attention` with its mask.
@@ -17,30 +17,47 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from voxtral_pipes.kernels.rows import MAX_ROWS, one_row
+from voxtral_pipes.kernels.packed import Q4CudaWeight
+from voxtral_pipes.kernels.rows import (
+    MAX_ROWS,
+    few_rows,
+    norm_rows,
+    one_row,
+    operands,
+    part_sums,
+    rows_settings,
+    tickets,
+)
 
 PARTS = 16
 """Of the ring, for each group of heads; with 8 groups that is a program for nearly every multiprocessor."""
 BLOCK_KEYS = 64
-BLOCK_OUT, BLOCK_IN = 8, 512
-"""Of the projections; a block of outputs holds whole pairs and lies in one head."""
+BLOCK_OUT, DENSE_IN, PACKED_IN = 8, 512, 1024
+"""Of the projections of one position; a block of outputs holds whole pairs and lies in one head."""
+BLOCK_PAIRS = 64
+
+Projections = tuple[Tensor | Q4CudaWeight, Tensor | Q4CudaWeight, Tensor | Q4CudaWeight]
+"""Of q, k and v, [H D, N] and [Hkv D, N]: all dense or all packed."""
 
 
 @triton.jit
 def _project(
-    x, gain, wq, wk, wv, turn, q, keys, values, position, n_q, n_kv, n_in, capacity, eps, HEAD: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    x, gain, wq, wk, wv, sq, sk, sv, turn, q, keys, values, position, n_q, n_kv, n_in, capacity, eps,
+    HEAD: tl.constexpr, PACKED: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
     """Each program makes a block of the outputs of one projection; blocks do not cross heads."""
     program = tl.program_id(0)
     q_blocks, kv_blocks = n_q // BLOCK_OUT, n_kv // BLOCK_OUT
     if program < q_blocks:
-        weight, first, n_out = wq, program * BLOCK_OUT, n_q
+        weight, scales, first, n_out = wq, sq, program * BLOCK_OUT, n_q
     elif program < q_blocks + kv_blocks:
-        weight, first, n_out = wk, (program - q_blocks) * BLOCK_OUT, n_kv
+        weight, scales, first, n_out = wk, sk, (program - q_blocks) * BLOCK_OUT, n_kv
     else:
-        weight, first, n_out = wv, (program - q_blocks - kv_blocks) * BLOCK_OUT, n_kv
-    total = one_row(x, gain, weight, weight, first, n_out, n_in, eps, True, False, BLOCK_OUT, BLOCK_IN)
+        weight, scales, first, n_out = wv, sv, (program - q_blocks - kv_blocks) * BLOCK_OUT, n_kv
+    total = one_row(
+        x, gain, weight, scales, weight, scales, first, n_out, n_in, eps, PACKED, True, False, BLOCK_OUT,
+        BLOCK_IN,
+    )  # fmt: skip
     if program < q_blocks + kv_blocks:
         pair = (first % HEAD) // 2 + tl.arange(0, BLOCK_OUT // 2)
         cos, sin = tl.load(turn + 2 * pair), tl.load(turn + 2 * pair + 1)
@@ -58,31 +75,97 @@ def _project(
 
 
 @triton.jit
-def _attend(
-    q, keys, values, position, mixed, tops, sums, capacity, window, scale, GROUP: tl.constexpr, HEAD: tl.constexpr,
-    PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+def _three_products(
+    x, wq, wk, wv, sq, sk, sv, bq, bk, bv, y, parts, counters, n_q, n_kv, n_in, rows, BIAS_Q: tl.constexpr,
+    BIAS_K: tl.constexpr, BIAS_V: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """Grid (groups, PARTS): the heads of one group over one part of the ring; softmax is finished by `_merge`."""
+    """Grid (tiles of all three, PARTS); y is [rows, n_q + 2 n_kv]."""
+    program = tl.program_id(0)
+    q_blocks, kv_blocks = tl.cdiv(n_q, BLOCK_OUT), tl.cdiv(n_kv, BLOCK_OUT)
+    if program < q_blocks:
+        weight, scales, first, n_out, before = wq, sq, program * BLOCK_OUT, n_q, 0
+    elif program < q_blocks + kv_blocks:
+        weight, scales, first, n_out, before = wk, sk, (program - q_blocks) * BLOCK_OUT, n_kv, n_q
+    else:
+        first, before = (program - q_blocks - kv_blocks) * BLOCK_OUT, n_q + n_kv
+        weight, scales, n_out = wv, sv, n_kv
+    total, whole = few_rows(
+        x, weight, scales, weight, scales, parts, counters + program, first, n_out, n_in, rows, False, PACKED, PARTS,
+        ROWS, BLOCK_OUT, BLOCK_IN,
+    )  # fmt: skip
+    if whole:
+        row, out = tl.arange(0, ROWS)[:, None], first + tl.arange(0, BLOCK_OUT)[None, :]
+        column, inside = before + out, out < n_out
+        if BIAS_Q:
+            total += tl.load(bq + out, inside & (column < n_q), 0.0).to(tl.float32)
+        if BIAS_K:
+            total += tl.load(bk + out, inside & (column >= n_q) & (column < n_q + n_kv), 0.0).to(tl.float32)
+        if BIAS_V:
+            total += tl.load(bv + out, inside & (column >= n_q + n_kv), 0.0).to(tl.float32)
+        tl.store(y + row * (n_q + 2 * n_kv) + column, total, (row < rows) & inside)
+
+
+@triton.jit
+def _turn_and_store(
+    qkv, turn, q, keys, values, position, n_q, n_kv, capacity, HEAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (positions, blocks of pairs of q, k and v)."""
+    step = tl.program_id(0)
+    at = 2 * (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))
+    there = at < n_q + 2 * n_kv
+    row = qkv + step * (n_q + 2 * n_kv) + at
+    even, odd = tl.load(row, there, 0.0).to(tl.float32), tl.load(row + 1, there, 0.0).to(tl.float32)
+    turns = there & (at < n_q + n_kv)
+    angle = turn + step * HEAD + at % HEAD
+    cos, sin = tl.load(angle, turns, 1.0), tl.load(angle + 1, turns, 0.0)
+    first, second = even * cos - odd * sin, even * sin + odd * cos
+    slot = (tl.load(position) + step) % capacity
+    own = at - n_q
+    value = own >= n_kv
+    own = tl.where(value, own - n_kv, own)
+    place = (own // HEAD).to(tl.int64) * capacity * HEAD + slot * HEAD + own % HEAD
+    tl.store(q + step * n_q + at, first, at < n_q)
+    tl.store(q + step * n_q + at + 1, second, at < n_q)
+    key = there & (at >= n_q) & (value == 0)
+    tl.store(keys + place, first, key)
+    tl.store(keys + place + 1, second, key)
+    tl.store(values + place, first, there & value)
+    tl.store(values + place + 1, second, there & value)
+
+
+@triton.jit
+def _attend(
+    q, keys, values, position, mixed, tops, sums, y, counters, capacity, window, scale, steps, n_q,
+    GROUP: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Grid (groups, PARTS): all queries of one group over one part of the ring; its last program merges.
+
+    Row r asks for position `r // GROUP` of the step with head `r % GROUP` of the group.
+    """
     group, part = tl.program_id(0), tl.program_id(1)
-    now = tl.load(position)
-    held = tl.minimum(now + 1, capacity)
+    first = tl.load(position)
+    last = first + steps - 1
+    held = tl.minimum(last + 1, capacity)
     length = tl.cdiv(tl.cdiv(held, PARTS), BLOCK_KEYS) * BLOCK_KEYS
-    begin = part * length
-    end = tl.minimum(begin + length, held)
-    head, width = tl.arange(0, ROWS), tl.arange(0, HEAD)
-    queries = tl.load(
-        q + (group * GROUP + head)[:, None] * HEAD + width[None, :], (head < GROUP)[:, None], 0.0
-    )
+    start_of_part = part * length
+    end = tl.minimum(start_of_part + length, held)
+    query, width = tl.arange(0, ROWS), tl.arange(0, HEAD)
+    step, head = query // GROUP, group * GROUP + query % GROUP
+    asks = query < GROUP * steps
+    queries = tl.load(q + (step * n_q + head * HEAD)[:, None] + width[None, :], asks[:, None], 0.0)
+    now = (first + step)[:, None]
     root = group.to(tl.int64) * capacity * HEAD
     top = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sum_v = tl.zeros([ROWS, HEAD], tl.float32)
-    for start in range(begin, end, BLOCK_KEYS):
+    for start in range(start_of_part, end, BLOCK_KEYS):
         slot = start + tl.arange(0, BLOCK_KEYS)
-        holds = now - (now - slot + capacity) % capacity  # the newest position that has this slot
-        seen = (slot < end) & (holds > now - window)
+        holds = last - (last - slot + capacity) % capacity  # the newest position that has this slot
+        seen = (slot < end)[None, :] & (holds[None, :] > now - window) & (holds[None, :] <= now)
         k = tl.load(keys + root + slot[None, :] * HEAD + width[:, None], (slot < end)[None, :], 0.0)
-        score = tl.where(seen[None, :], tl.dot(queries, k) * scale, -float("inf"))
+        score = tl.where(seen, tl.dot(queries, k) * scale, -float("inf"))
         higher = tl.maximum(top, tl.max(score, 1))
         safe = tl.where(higher == -float("inf"), 0.0, higher)
         weight = tl.exp(score - safe[:, None])
@@ -91,30 +174,50 @@ def _attend(
         v = tl.load(values + root + slot[:, None] * HEAD + width[None, :], (slot < end)[:, None], 0.0)
         sum_v = tl.dot(weight.to(v.dtype), v, sum_v * shrink[:, None])
         top = higher
-    place = (group * GROUP + head) * PARTS + part
-    there = head < GROUP
-    tl.store(tops + place, top, there)
-    tl.store(sums + place, total, there)
-    tl.store(mixed + place[:, None] * HEAD + width[None, :], sum_v, there[:, None])
+    place = (step * (n_q // HEAD) + head) * PARTS
+    tl.store(tops + place + part, top, asks)
+    tl.store(sums + place + part, total, asks)
+    tl.store(mixed + (place + part)[:, None] * HEAD + width[None, :], sum_v, asks[:, None])
+    tl.debug_barrier()
+    if tl.atomic_add(counters + group, 1) == PARTS - 1:
+        top = tl.full([ROWS], -float("inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        sum_v = tl.zeros([ROWS, HEAD], tl.float32)
+        # Not from the multiprocessor's own cache, which does not see what others wrote.
+        for k in tl.static_range(PARTS):
+            top = tl.maximum(top, tl.load(tops + place + k, asks, 0.0, cache_modifier=".cg"))
+        for k in tl.static_range(PARTS):
+            share = tl.exp(tl.load(tops + place + k, asks, 0.0, cache_modifier=".cg") - top)
+            total += tl.load(sums + place + k, asks, 1.0, cache_modifier=".cg") * share
+            at = mixed + (place + k)[:, None] * HEAD + width[None, :]
+            sum_v += tl.load(at, asks[:, None], 0.0, cache_modifier=".cg") * share[:, None]
+        tl.store(
+            y + (step * n_q + head * HEAD)[:, None] + width[None, :], sum_v / total[:, None], asks[:, None]
+        )
+        tl.store(counters + group, 0)
 
 
-@triton.jit
-def _merge(mixed, tops, sums, y, HEAD: tl.constexpr, PARTS: tl.constexpr):
-    """Grid (heads)."""
-    head = tl.program_id(0)
-    part, width = tl.arange(0, PARTS), tl.arange(0, HEAD)
-    top = tl.load(tops + head * PARTS + part)
-    share = tl.exp(top - tl.max(top, 0))
-    total = tl.sum(tl.load(sums + head * PARTS + part) * share, 0)
-    parts = tl.load(mixed + (head * PARTS + part)[:, None] * HEAD + width[None, :])
-    tl.store(y + head * HEAD + width, tl.sum(parts * share[:, None], 0) / total)
+def _attend_ring(q: Tensor, keys: Tensor, values: Tensor, position: Tensor, window: int) -> Tensor:
+    """Attend to the ring: q [T, H, D] -> [T, H D]."""
+    steps, heads, head_dim = q.shape
+    n_kv_heads, capacity, _ = keys.shape
+    group = heads // n_kv_heads
+    mixed = torch.empty(steps * heads, PARTS, head_dim, device=q.device, dtype=torch.float32)
+    tops, sums = torch.empty(2, steps * heads, PARTS, device=q.device, dtype=torch.float32)
+    y = torch.empty(steps, heads * head_dim, device=q.device, dtype=q.dtype)
+    _attend[(n_kv_heads, PARTS)](
+        q, keys, values, position, mixed, tops, sums, y, tickets(q.device), capacity, window,
+        1 / math.sqrt(head_dim), steps, heads * head_dim, GROUP=group, HEAD=head_dim, PARTS=PARTS, ROWS=MAX_ROWS,
+        BLOCK_KEYS=BLOCK_KEYS, num_warps=4,
+    )  # fmt: skip
+    return y
 
 
 def attend_one(
     x: Tensor,
     norm: Tensor,
     eps: float,
-    weights: tuple[Tensor, Tensor, Tensor],
+    weights: Projections,
     turn: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -123,24 +226,63 @@ def attend_one(
 ) -> Tensor:
     """Attend with one position: x [1, N] -> mixed heads [1, H D]; writes its key and value into the ring.
 
-    `weights` are those of q, k and v; `turn` complex64 [1, D / 2]; `keys` and `values` [Hkv, capacity, D], contiguous;
+    Packed weights are of run 4; `turn` complex64 [1, D / 2]; `keys` and `values` [Hkv, capacity, D], contiguous;
     `position` int64 [1], on the device; D is a power of 2 of 16 or more.
     """
-    wq, wk, wv = weights
-    n_kv_heads, capacity, head_dim = keys.shape
-    n_q, n_kv, n_in = wq.shape[0], wk.shape[0], x.shape[1]
-    heads = n_q // head_dim
-    q = torch.empty(heads, head_dim, device=x.device, dtype=x.dtype)
-    mixed = torch.empty(heads, PARTS, head_dim, device=x.device, dtype=torch.float32)
-    tops, sums = torch.empty(2, heads, PARTS, device=x.device, dtype=torch.float32)
-    y = torch.empty(1, n_q, device=x.device, dtype=x.dtype)
+    _, capacity, head_dim = keys.shape
+    n_q, n_kv, n_in = weights[0].shape[0], weights[1].shape[0], x.shape[1]
+    matrices, scales = zip(*map(operands, weights), strict=True)
+    q = torch.empty(1, n_q // head_dim, head_dim, device=x.device, dtype=x.dtype)
+    packed = isinstance(weights[0], Q4CudaWeight)
     _project[((n_q + 2 * n_kv) // BLOCK_OUT,)](
-        x, norm, wq, wk, wv, torch.view_as_real(turn), q, keys, values, position, n_q, n_kv, n_in, capacity, eps,
-        HEAD=head_dim, BLOCK_OUT=BLOCK_OUT, BLOCK_IN=BLOCK_IN, num_warps=4, num_stages=1,
+        x, norm, *matrices, *scales, torch.view_as_real(turn), q, keys,
+        values, position, n_q, n_kv, n_in, capacity, eps, HEAD=head_dim, PACKED=packed, BLOCK_OUT=BLOCK_OUT,
+        BLOCK_IN=PACKED_IN if packed else DENSE_IN, num_warps=4, num_stages=1,
     )  # fmt: skip
-    _attend[(n_kv_heads, PARTS)](
-        q, keys, values, position, mixed, tops, sums, capacity, window, 1 / math.sqrt(head_dim),
-        GROUP=heads // n_kv_heads, HEAD=head_dim, PARTS=PARTS, ROWS=MAX_ROWS, BLOCK_KEYS=BLOCK_KEYS, num_warps=4,
+    return _attend_ring(q, keys, values, position, window)
+
+
+def three_products(
+    x: Tensor, weights: Projections, biases: tuple[Tensor | None, ...] = (None,) * 3
+) -> Tensor:
+    """Multiply a few rows by the three projections: x [R, N] -> [R, (H + 2 Hkv) D]; packed weights are of run 32."""
+    n_q, n_kv = weights[0].shape[0], weights[1].shape[0]
+    matrices, scales = zip(*map(operands, weights), strict=True)
+    y = torch.empty(x.shape[0], n_q + 2 * n_kv, device=x.device, dtype=x.dtype)
+    settings = rows_settings(weights[0], n_q + 2 * n_kv)
+    tiles = triton.cdiv(n_q, settings["BLOCK_OUT"]) + 2 * triton.cdiv(n_kv, settings["BLOCK_OUT"])
+    _three_products[(tiles, settings["PARTS"])](
+        x, *matrices, *scales,
+        *(x if bias is None else bias for bias in biases), y, *part_sums(settings, tiles, x.device), n_q, n_kv,
+        x.shape[1], x.shape[0], BIAS_Q=biases[0] is not None, BIAS_K=biases[1] is not None,
+        BIAS_V=biases[2] is not None, ROWS=MAX_ROWS, **settings,
     )  # fmt: skip
-    _merge[(heads,)](mixed, tops, sums, y, HEAD=head_dim, PARTS=PARTS, num_warps=4)
     return y
+
+
+def attend_few(
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weights: Projections,
+    biases: tuple[Tensor | None, ...],
+    turn: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    window: int,
+) -> Tensor:
+    """Attend with the next T positions: x [T, N] -> mixed heads [T, H D]; writes their keys and values into the ring.
+
+    As `attend_one`, but packed weights are of run 32, `turn` is complex64 [T, D / 2], and a group of heads has at most
+    16 / T; `position` is that of the first row, and the ring has room for T - 1 more than the window.
+    """
+    _, capacity, head_dim = keys.shape
+    steps, n_q, n_kv = x.shape[0], weights[0].shape[0], weights[1].shape[0]
+    qkv = three_products(norm_rows(x, norm, eps), weights, biases)
+    q = torch.empty(steps, n_q // head_dim, head_dim, device=x.device, dtype=x.dtype)
+    _turn_and_store[(steps, triton.cdiv(n_q // 2 + n_kv, BLOCK_PAIRS))](
+        qkv, torch.view_as_real(turn), q, keys,
+        values, position, n_q, n_kv, capacity, HEAD=head_dim, BLOCK=BLOCK_PAIRS, num_warps=1,
+    )  # fmt: skip
+    return _attend_ring(q, keys, values, position, window)

@@ -6,81 +6,47 @@ choice can be read with `describe`; nothing is chosen by catching an exception.
 
 from __future__ import annotations
 
-import os
-from functools import cache
-from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voxtral_pipes.errors import UnsupportedError, UsageError
 from voxtral_pipes.kernels import cpu, reference, waiting
-from voxtral_pipes.kernels.packed import HeadWeight, Int4Weight, OnednnWeight, PackedWeight, Weight
-from voxtral_pipes.kernels.precision import Precision
+from voxtral_pipes.kernels.device import (
+    check_kernels,
+    has_triton,
+    pick_device,
+    torch_dtype,
+    wants_plain,
+    wants_triton,
+)
+from voxtral_pipes.kernels.packed import (
+    HeadWeight,
+    Int4Weight,
+    OnednnWeight,
+    PackedWeight,
+    Q4CudaWeight,
+    Weight,
+)
 from voxtral_pipes.kernels.reference import attention, rms_norm, rotate
 
-KERNELS = ("auto", "triton", "torch")
+if TYPE_CHECKING:
+    from voxtral_pipes.kernels.decode_attention import Projections
+
 FEW_ROWS = 16
 """Rows that share one reading of the weights (`rows.MAX_ROWS`, which needs triton to be read)."""
 FLOAT_ROWS = (1, 2, 4, 8)
 """Rows for which there is a kernel in float32: those of a codec frame on its way."""
 MIN_HEAD = 16
 """Narrowest head of the Triton kernels: a tile of the tensor core."""
+CHOICES = 4
+"""Numbers that `choose` gives of a row."""
 
-
-def pick_device(name: str) -> torch.device:
-    """Turn auto, cpu, cuda or cuda:N into a device that exists.
-
-    Raises:
-        UsageError: it is no device name.
-        UnsupportedError: it is one, and not here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
-        raise UsageError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N")
-    if kind == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UnsupportedError(f"--device {name}: torch finds no CUDA device here; use --device cpu")
-    if int(number or 0) >= torch.cuda.device_count():
-        raise UnsupportedError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices")
-    # TF32 has 10 bits of mantissa: float32 asked for must be float32 got, in convolutions too.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.set_num_threads(1)  # what is left for the host is small, and threads that wait for it burn cores
-    return torch.device("cuda", int(number or 0))
-
-
-def torch_dtype(precision: Precision) -> torch.dtype:
-    """Turn f32 or bf16 into a torch dtype."""
-    return torch.float32 if precision == "f32" else torch.bfloat16
-
-
-def check_kernels() -> None:
-    """Refuse a VX_KERNELS that cannot be obeyed."""
-    wanted = os.environ.get("VX_KERNELS", "auto")
-    if wanted not in KERNELS:
-        raise UsageError(f"VX_KERNELS={wanted!r} is none of {', '.join(KERNELS)}")
-    if wanted == "triton" and not (torch.cuda.is_available() and _has_triton()):
-        raise UnsupportedError(
-            "VX_KERNELS=triton needs a CUDA device and the package triton; unset it or say torch"
-        )
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
-def _wants_plain() -> bool:
-    return os.environ.get("VX_KERNELS", "auto") == "torch"
-
-
-def _wants_triton() -> bool:
-    return not _wants_plain() and _has_triton()
+Rows = Literal["one", "few", "many"]
+"""What a matrix mostly meets: one row at a time, up to 16, or dozens."""
+KernelWeight = Tensor | Q4CudaWeight
+"""What the Triton kernels multiply by."""
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
@@ -89,11 +55,11 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
     where = f"{torch.get_num_threads()} CPU threads ({waiting.describe()})"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
-        if dtype == torch.bfloat16 and _wants_triton():
-            how = "Triton kernels for up to 16 rows of dense weights, plain torch for the rest"
-        elif _wants_triton():
+        if dtype == torch.bfloat16 and wants_triton():
+            how = "Triton kernels for up to 16 rows of BF16 or Q4_0 weights, cuBLAS for more"
+        elif wants_triton():
             how = "Triton kernels for up to 8 rows of dense weights, plain torch for the rest"
-        elif not _has_triton():
+        elif not has_triton():
             how += " (triton is not installed)"
         how += ", in CUDA graphs"
     elif _lays_out(device, dtype):
@@ -102,27 +68,36 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def fits_triton(x: Tensor, *weights: Weight) -> bool:
-    """Tell whether the Triton kernels multiply these weights by x [..., N]: bfloat16 on CUDA, a few rows."""
-    return _dense_on_cuda(x, torch.bfloat16, weights) and x.numel() // x.shape[-1] <= FEW_ROWS
+    """Tell whether the Triton kernels multiply these weights, all alike, by a few rows x [..., N], bfloat16 on CUDA."""
+    rows = x.numel() // x.shape[-1]
+    if not (x.is_cuda and x.dtype == torch.bfloat16 and 0 < rows <= FEW_ROWS and wants_triton()):
+        return False
+    if isinstance(weights[0], Q4CudaWeight):
+        from voxtral_pipes.kernels.q4_rows import ONE_RUN
+
+        runs = {weight.run if isinstance(weight, Q4CudaWeight) else 0 for weight in weights}
+        return len(runs) == 1 and (rows == 1 or ONE_RUN not in runs)
+    return all(isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 for weight in weights)
 
 
 def fits_triton_heads(x: Tensor, head_dim: int, *weights: Weight) -> bool:
-    """Tell whether the Triton kernels attend with these projections too: heads whose width is a power of two."""
+    """Tell whether the Triton kernels attend with these projections too: heads whose width is a power of two.
+
+    x [R, N]; the queries of one group of heads, for all rows, share a tile.
+    """
     fits = fits_triton(x, *weights) and head_dim >= MIN_HEAD and head_dim & (head_dim - 1) == 0
-    return fits and weights[0].shape[0] // weights[1].shape[0] <= FEW_ROWS
+    group = weights[0].shape[0] // weights[1].shape[0]
+    return fits and group * (x.numel() // x.shape[-1]) <= FEW_ROWS
 
 
 def fits_float(x: Tensor, *weights: Weight) -> bool:
     """Tell whether the float32 Triton kernels multiply these weights by x [..., N]: 1, 2, 4 or 8 rows on CUDA."""
-    return _dense_on_cuda(x, torch.float32, weights) and x.numel() // x.shape[-1] in FLOAT_ROWS
-
-
-def _dense_on_cuda(x: Tensor, dtype: torch.dtype, weights: tuple[Weight, ...]) -> bool:
     return (
         x.is_cuda
-        and x.dtype == dtype
-        and all(isinstance(weight, Tensor) and weight.dtype == dtype for weight in weights)
-        and _wants_triton()
+        and x.dtype == torch.float32
+        and all(isinstance(weight, Tensor) and weight.dtype == torch.float32 for weight in weights)
+        and wants_triton()
+        and x.numel() // x.shape[-1] in FLOAT_ROWS
     )
 
 
@@ -130,21 +105,33 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def prepare(weight: Weight, dtype: torch.dtype, *, many_rows: bool = False, twice: bool = False) -> Weight:
-    """Return a matrix as it is fastest to multiply by in `dtype`; on the CPU in bfloat16 that is a private copy.
+def prepare(weight: Weight, dtype: torch.dtype, *, rows: Rows = "one", twice: bool = False) -> Weight:
+    """Return a matrix as it is fastest to multiply by in `dtype`, which may be a private copy.
 
-    `many_rows` says that it will mostly meet more than four rows at a time, `twice` that it is small enough to be held
-    twice: then float32 is laid out on the CPU too.
+    `twice` says that it is small enough to be held twice: then float32 is laid out on the CPU too.
     """
+    if isinstance(weight, PackedWeight) and _lays_out_on_cuda(weight.device, dtype):
+        from voxtral_pipes.kernels.q4_rows import FEW_RUN, ONE_RUN, to_cuda_layout
+
+        if weight.format != "q4_0":
+            return reference.dequantize(weight, dtype)  # there are no kernels for it
+        return to_cuda_layout(weight, ONE_RUN if rows == "one" else FEW_RUN)
     if isinstance(weight, Tensor | PackedWeight) and _lays_out(
         weight.device, torch.bfloat16 if twice else dtype
     ):
-        return cpu.lay_out(weight, many_rows=many_rows)
+        return cpu.lay_out(weight, many_rows=rows != "one")
+    return weight
+
+
+def prepare_table(weight: Weight, dtype: torch.dtype) -> Weight:
+    """Return a matrix as it is fastest to look rows up in."""
+    if isinstance(weight, PackedWeight) and _lays_out_on_cuda(weight.device, dtype):
+        return prepare(weight, dtype)
     return weight
 
 
 def prepare_head(weight: Weight, dtype: torch.dtype) -> Weight | HeadWeight:
-    """Return the tied embedding as `head` is fastest with; see `prepare`."""
+    """Return the tied embedding, as `prepare_table` gives it, as `head` is fastest with."""
     if isinstance(weight, Tensor | PackedWeight) and _lays_out(weight.device, dtype):
         fast = cpu.lay_out(weight, many_rows=False)
         if isinstance(fast, OnednnWeight | Int4Weight):
@@ -153,26 +140,56 @@ def prepare_head(weight: Weight, dtype: torch.dtype) -> Weight | HeadWeight:
 
 
 def _lays_out(device: torch.device, dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and device.type == "cpu" and not _wants_plain() and cpu.can_lay_out()
+    return dtype == torch.bfloat16 and device.type == "cpu" and not wants_plain() and cpu.can_lay_out()
+
+
+def _lays_out_on_cuda(device: torch.device, dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and device.type == "cuda" and wants_triton()
 
 
 def _stored(weight: Weight) -> Tensor | PackedWeight:
     """Return a weight that has not been laid out."""
-    if isinstance(weight, OnednnWeight | Int4Weight):
-        raise TypeError("this operation is not for weights laid out for the CPU's products")
+    if not isinstance(weight, Tensor | PackedWeight):
+        raise TypeError("this operation is not for weights laid out for products")
     return weight
 
 
 def embedding(ids: Tensor, weight: Weight, dtype: torch.dtype) -> Tensor:
     """Look up rows (see `reference.embedding`)."""
+    if isinstance(weight, Q4CudaWeight):
+        from voxtral_pipes.kernels.q4_rows import look_up
+
+        return look_up(ids.reshape(-1, 1), weight, dtype).view(*ids.shape, -1)
     return reference.embedding(ids, _stored(weight), dtype)
+
+
+def embedding_sum(ids: Tensor, offsets: Tensor, weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Add rows up in float32: ids int64 [..., K], offsets int64 [K] added to them, weight [M, N] -> [..., N]."""
+    if isinstance(weight, Q4CudaWeight):
+        from voxtral_pipes.kernels.q4_rows import look_up
+
+        return look_up(ids.reshape(-1, ids.shape[-1]), weight, dtype, offsets).view(*ids.shape[:-1], -1)
+    return reference.embedding(ids + offsets, _stored(weight), torch.float32).sum(dim=-2).to(dtype)
 
 
 def head(x: Tensor, weight: Weight | HeadWeight) -> Tensor:
     """Multiply by the tied embedding in float32: x [B, N], weight [M, N], logits float32 [B, M]."""
     if isinstance(weight, HeadWeight):
         return cpu.head(x, weight)
+    if isinstance(weight, Q4CudaWeight):
+        from voxtral_pipes.kernels.rows import linear_rows
+
+        return torch.cat([linear_rows(row[None], weight, dtype=torch.float32) for row in x.contiguous()])
     return reference.head(x, _stored(weight))
+
+
+def choose(logits: Tensor, apart: int) -> Tensor:
+    """Say what greedy decoding needs to know of logits float32 [B, M]: see `reference.choose`."""
+    if logits.is_cuda and wants_triton():
+        from voxtral_pipes.kernels.choose import choose as choose_on_cuda
+
+        return choose_on_cuda(logits, apart)
+    return reference.choose(logits, apart)
 
 
 def swiglu(x: Tensor, gate: Weight, up: Weight) -> Tensor:
@@ -188,22 +205,32 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         return float_rows(_rows(x).contiguous(), weight).view(*x.shape[:-1], -1)
     if isinstance(weight, OnednnWeight | Int4Weight):
         return cpu.linear(x, weight, bias)
+    if isinstance(weight, Q4CudaWeight):
+        if fits_triton(x, weight):
+            return _linear_rows(x, weight, bias=bias)
+        from voxtral_pipes.kernels.q4_rows import unpack
+
+        weight = unpack(weight, x.dtype)
     return reference.linear(x, weight, bias)
+
+
+def _linear_rows(x: Tensor, weight: Weight, **beside: Any) -> Tensor:
+    """Multiply where `fits_triton`: see `rows.linear_rows`."""
+    from voxtral_pipes.kernels.rows import linear_rows
+
+    assert isinstance(weight, KernelWeight)
+    return linear_rows(_rows(x).contiguous(), weight, **beside).view(*x.shape[:-1], -1)
 
 
 def norm_swiglu(x: Tensor, norm: Tensor, eps: float, gate: Weight, up: Weight) -> Tensor:
     """Compute `silu(gate n) * (up n)` of n = rms_norm(x): x [..., N], gate and up [M, N], result [..., M]."""
-    if isinstance(gate, Tensor) and isinstance(up, Tensor):
-        if fits_triton(x, gate, up):
-            from voxtral_pipes.kernels.rows import linear_rows
+    if fits_triton(x, gate, up):
+        return _linear_rows(x, gate, norm=norm, eps=eps, up=up)
+    if isinstance(gate, Tensor) and isinstance(up, Tensor) and fits_float(x, gate, up):
+        from voxtral_pipes.kernels.float_rows import float_rows
 
-            y = linear_rows(_rows(x), gate, norm=norm, eps=eps, up=up)
-            return y.view(*x.shape[:-1], -1)
-        if fits_float(x, gate, up):
-            from voxtral_pipes.kernels.float_rows import float_rows
-
-            y = float_rows(_rows(x).contiguous(), gate, norm=norm, eps=eps, up=up)
-            return y.view(*x.shape[:-1], -1)
+        y = float_rows(_rows(x).contiguous(), gate, norm=norm, eps=eps, up=up)
+        return y.view(*x.shape[:-1], -1)
     return swiglu(rms_norm(x, norm, eps), gate, up)
 
 
@@ -226,40 +253,40 @@ def add_linear(
     residual: Tensor, x: Tensor, weight: Weight, bias: Tensor | None = None, scale: Tensor | None = None
 ) -> Tensor:
     """Compute `residual + scale * (x W^T + b)`: residual [..., M], x [..., N], weight [M, N], scale [M]."""
-    if isinstance(weight, Tensor) and bias is None:
-        if scale is None and fits_triton(x, weight):
-            from voxtral_pipes.kernels.rows import linear_rows
+    if scale is None and fits_triton(x, weight):
+        return _linear_rows(x, weight, bias=bias, residual=_rows(residual).contiguous())
+    if isinstance(weight, Tensor) and bias is None and fits_float(x, weight):
+        from voxtral_pipes.kernels.float_rows import float_rows
 
-            y = linear_rows(_rows(x), weight, residual=_rows(residual).contiguous())
-            return y.view(residual.shape)
-        if fits_float(x, weight):
-            from voxtral_pipes.kernels.float_rows import float_rows
-
-            rows, behind = _rows(x).contiguous(), _rows(residual).contiguous()
-            return float_rows(rows, weight, residual=behind, scale=scale).view(residual.shape)
+        rows, behind = _rows(x).contiguous(), _rows(residual).contiguous()
+        return float_rows(rows, weight, residual=behind, scale=scale).view(residual.shape)
     y = linear(x, weight, bias)
     return residual + (y if scale is None else scale * y)
 
 
-def attend_one(
+def attend_few(
     x: Tensor,
     norm: Tensor,
     eps: float,
-    weights: tuple[Tensor, Tensor, Tensor],
+    weights: Projections,
+    biases: tuple[Tensor | None, Tensor | None, Tensor | None],
     turn: Tensor,
     keys: Tensor,
     values: Tensor,
     position: Tensor,
     window: int,
 ) -> Tensor:
-    """Attend with one position where `fits_triton_heads`: see `decode_attention.attend_one`."""
-    from voxtral_pipes.kernels import decode_attention
+    """Attend with the next positions where `fits_triton_heads`: see `decode_attention.attend_few`."""
+    from voxtral_pipes.kernels import decode_attention, rows
 
-    return decode_attention.attend_one(x, norm, eps, weights, turn, keys, values, position, window)
+    ring = turn, keys, values, position, window
+    if biases == (None, None, None) and rows.takes_one(weights[0], x.shape[0]):
+        return decode_attention.attend_one(x, norm, eps, weights, *ring)
+    return decode_attention.attend_few(x, norm, eps, weights, biases, *ring)
 
 
 def flow_mix(
-    y: Tensor, norm: Tensor, eps: float, weights: tuple[Tensor, Tensor, Tensor], head_dim: int, queries: int
+    y: Tensor, norm: Tensor, eps: float, weights: Projections, head_dim: int, queries: int
 ) -> Tensor:
     """Mix the tokens of the flow head where `fits_triton_heads`: see `flow_step.mix_tokens`."""
     from voxtral_pipes.kernels import flow_step
@@ -282,20 +309,20 @@ def flow_move(
     return flow_step.move(state, velocity, weight, time, condition, guidance, length)
 
 
-def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: KernelWeight) -> Tensor:
     """Compute `rms_norm(x) W^T` in float32 where `fits_triton`: x [R, N], weight [M, N]."""
-    from voxtral_pipes.kernels.rows import linear_rows
-
-    return linear_rows(x, weight, norm=norm, eps=eps, dtype=torch.float32)
+    return _linear_rows(x, weight, norm=norm, eps=eps, dtype=torch.float32)
 
 
 __all__ = [
     "add_linear",
-    "attend_one",
+    "attend_few",
     "attention",
     "check_kernels",
+    "choose",
     "describe",
     "embedding",
+    "embedding_sum",
     "fits_float",
     "fits_triton",
     "fits_triton_heads",
@@ -309,6 +336,7 @@ __all__ = [
     "pick_device",
     "prepare",
     "prepare_head",
+    "prepare_table",
     "rms_norm",
     "rotate",
     "swiglu",

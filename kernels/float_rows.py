@@ -67,8 +67,8 @@ def product(
 @triton.jit
 def _float_rows(
     x, gain, weight, up, scale, residual, y, n_out, n_in, eps, ROWS: tl.constexpr, HAS_NORM: tl.constexpr,
-    GATED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
+    GATED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_SCALE: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_OUT
     result = product(x, gain, weight, up, first, n_out, n_in, eps, ROWS, HAS_NORM, GATED, BLOCK_OUT, BLOCK_IN)
@@ -83,7 +83,8 @@ def _float_rows(
 
 @triton.jit
 def _three(
-    x, gain, wq, wk, wv, y, n_out, n_in, eps, ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    x, gain, wq, wk, wv, y, n_out, n_in, eps, ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of one projection, 3); y is [3, ROWS, n_out]."""
     which = tl.program_id(1)
@@ -115,11 +116,12 @@ def float_rows(
     rows, n_in = x.shape
     n_out = weight.shape[0]
     y = torch.empty(rows, n_out, device=x.device)
-    launch = settings(rows, up is not None)
-    _float_rows[(triton.cdiv(n_out, launch["BLOCK_OUT"]),)](
-        x, x if norm is None else norm, weight, weight if up is None else up, x if scale is None else scale,
-        x if residual is None else residual, y, n_out, n_in, eps, ROWS=rows, HAS_NORM=norm is not None,
-        GATED=up is not None, HAS_RESIDUAL=residual is not None, HAS_SCALE=scale is not None, **launch,
+    tile = settings(rows, up is not None)
+    _float_rows[(triton.cdiv(n_out, tile["BLOCK_OUT"]),)](
+        x, x if norm is None else norm, weight,
+        weight if up is None else up, x if scale is None else scale, x if residual is None else residual, y, n_out,
+        n_in, eps, ROWS=rows, HAS_NORM=norm is not None, GATED=up is not None, HAS_RESIDUAL=residual is not None,
+        HAS_SCALE=scale is not None, **tile,
     )  # fmt: skip
     return y
 
@@ -129,8 +131,7 @@ def three_float_rows(x: Tensor, norm: Tensor, eps: float, weights: tuple[Tensor,
     rows, n_in = x.shape
     n_out = weights[0].shape[0]
     y = torch.empty(3, rows, n_out, device=x.device)
-    launch = settings(rows, False)
-    _three[(triton.cdiv(n_out, launch["BLOCK_OUT"]), 3)](
-        x, norm, *weights, y, n_out, n_in, eps, ROWS=rows, **launch
-    )
+    tile = settings(rows, False)
+    grid = triton.cdiv(n_out, tile["BLOCK_OUT"]), 3
+    _three[grid](x, norm, *weights, y, n_out, n_in, eps, ROWS=rows, **tile)
     return y

@@ -13,27 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from voxtral_pipes.kernels.rows import MAX_ROWS, few_rows, norm_rows, rows_settings
+from voxtral_pipes.kernels.decode_attention import Projections, three_products
+from voxtral_pipes.kernels.rows import norm_rows
 
 TOKENS, BRANCHES = 3, 2
 BLOCK_DIM = 64
-
-
-@triton.jit
-def _three_products(
-    x, wq, wk, wv, y, n_q, n_kv, n_in, rows, ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
-):  # fmt: skip
-    program = tl.program_id(0)
-    q_blocks, kv_blocks = tl.cdiv(n_q, BLOCK_OUT), tl.cdiv(n_kv, BLOCK_OUT)
-    if program < q_blocks:
-        weight, first, n_out, before = wq, program * BLOCK_OUT, n_q, 0
-    elif program < q_blocks + kv_blocks:
-        weight, first, n_out, before = wk, (program - q_blocks) * BLOCK_OUT, n_kv, n_q
-    else:
-        weight, first, n_out, before = wv, (program - q_blocks - kv_blocks) * BLOCK_OUT, n_kv, n_q + n_kv
-    total = few_rows(x, weight, weight, first, n_out, n_in, rows, False, ROWS, BLOCK_OUT, BLOCK_IN)
-    row, out = tl.arange(0, ROWS)[:, None], first + tl.arange(0, BLOCK_OUT)[None, :]
-    tl.store(y + row * (n_q + 2 * n_kv) + before + out, total, (row < rows) & (out < n_out))
 
 
 @triton.jit
@@ -58,8 +42,8 @@ def _attend_tokens(
 
 @triton.jit
 def _move(
-    state, velocity, moved, weight, time, condition, tokens, guidance, length, n_state, dim, BLOCK_STATE: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
+    state, velocity, moved, weight, time, condition, tokens, guidance, length, n_state, dim,
+    BLOCK_STATE: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
     """Each program works out the whole new state, some 36 numbers, and makes a block of the tokens from it."""
     k, out = tl.arange(0, BLOCK_STATE), tl.program_id(0) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
@@ -80,25 +64,18 @@ def _move(
 
 
 def mix_tokens(
-    y: Tensor, norm: Tensor, eps: float, weights: tuple[Tensor, Tensor, Tensor], head_dim: int, queries: int
+    y: Tensor, norm: Tensor, eps: float, weights: Projections, head_dim: int, queries: int
 ) -> Tensor:
     """Attend among the three tokens of both branches: y [6, N] -> mixed heads [2 queries, H D].
 
     The first `queries` tokens of each branch ask, all three are seen; no positions.  D is a power of 2.
     """
-    wq, wk, wv = weights
-    n_q, n_kv, n_in = wq.shape[0], wk.shape[0], y.shape[1]
-    qkv = torch.empty(y.shape[0], n_q + 2 * n_kv, device=y.device, dtype=y.dtype)
-    settings = rows_settings(n_in)
-    blocks = triton.cdiv(n_q, settings["BLOCK_OUT"]) + 2 * triton.cdiv(n_kv, settings["BLOCK_OUT"])
-    normed = norm_rows(y, norm, eps)
-    _three_products[(blocks,)](
-        normed, wq, wk, wv, qkv, n_q, n_kv, n_in, y.shape[0], ROWS=MAX_ROWS, **settings
-    )
+    n_q, n_kv = weights[0].shape[0], weights[1].shape[0]
+    qkv = three_products(norm_rows(y, norm, eps), weights)
     mixed = torch.empty(BRANCHES * queries, n_q, device=y.device, dtype=y.dtype)
     _attend_tokens[(BRANCHES, n_q // head_dim, queries)](
-        qkv, mixed, n_q, n_kv, 1 / math.sqrt(head_dim), QUERIES=queries, GROUP=n_q // n_kv, HEAD=head_dim,
-        TOKENS=TOKENS, num_warps=1,
+        qkv, mixed, n_q, n_kv, 1 / math.sqrt(head_dim),
+        QUERIES=queries, GROUP=n_q // n_kv, HEAD=head_dim, TOKENS=TOKENS, num_warps=1,
     )  # fmt: skip
     return mixed
 

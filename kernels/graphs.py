@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,13 +46,17 @@ class Replayed:
 
     def __call__(self, device: torch.device, *inputs: Tensor) -> Tensor:
         """Call the function with `inputs`, which may lie on the host; the result is the caller's to keep."""
+        return self.start(device, *inputs)()
+
+    def start(self, device: torch.device, *inputs: Tensor) -> Callable[[], Tensor]:
+        """Start a call; what is returned waits for its result, and must be called before another is started."""
         key = self._key(inputs)
         captured = self._captured.get(key)
         if captured is None and key not in self._seen:
             # The first call chooses algorithms and fills caches, which must not happen inside a recording.
             result = self._function(*(tensor.to(device) for tensor in inputs))
             self._seen[key] = torch.empty_like(result, device="meta")
-            return result.cpu() if self._to_host else result
+            return (lambda: result.cpu()) if self._to_host else (lambda: result)
         if captured is None:
             captured = self._captured[key] = self._capture(device, inputs, self._seen.pop(key))
         captured.done.synchronize()
@@ -59,6 +64,9 @@ class Replayed:
             staged.copy_(tensor)
         captured.graph.replay()
         captured.done.record()
+        return partial(self._result, captured)
+
+    def _result(self, captured: _Captured) -> Tensor:
         if self._to_host:
             captured.done.synchronize()
         return captured.output.clone()

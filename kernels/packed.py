@@ -73,10 +73,28 @@ class Int4Weight:
         return self.codes.shape[0], 2 * self.codes.shape[1]
 
 
+@dataclass(frozen=True, slots=True)
+class Q4CudaWeight:
+    """A Q4_0 matrix [out, in] as the kernels on CUDA read it; made by `q4_rows.to_cuda_layout`, which defines it."""
+
+    codes: Tensor
+    """int32 [out, words]."""
+    scales: Tensor
+    """float16, [out, in / 32] with run 4, [in / 32, out] with run 32."""
+    run: int
+    shape: tuple[int, int]
+    """(out, in), in weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.codes.device
+
+
 StoredWeight = Tensor | PackedWeight
 """A matrix [out, in] as a file holds it."""
-Weight = StoredWeight | OnednnWeight | Int4Weight
-"""A matrix [out, in], dense, packed, or laid out for the CPU."""
+Weight = StoredWeight | OnednnWeight | Int4Weight | Q4CudaWeight
+"""A matrix [out, in], dense, packed, or laid out for a device."""
 
 
 @dataclass(frozen=True, slots=True)

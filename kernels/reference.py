@@ -74,6 +74,19 @@ def head(x: Tensor, weight: Tensor | PackedWeight) -> Tensor:
     return logits
 
 
+def choose(logits: Tensor, apart: int) -> Tensor:
+    """Say what greedy decoding needs to know of logits float32 [B, M], on the same device.
+
+    Returns int32 [B, 4]: the id with the greatest logit but `apart`; and, as the bits of float32, that logit, the one
+    of `apart`, and the logarithm of the sum of all exponentials.
+    """
+    others = logits.clone()
+    others[:, apart] = -torch.inf
+    best, ids = others.max(dim=-1)
+    numbers = torch.stack((best, logits[:, apart], logits.logsumexp(dim=-1)), dim=-1)
+    return torch.cat((ids[:, None].to(torch.int32), numbers.view(torch.int32)), dim=-1)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute `x rsqrt(mean(x^2) + eps) w` with float32 inside: x [..., N], weight [N], result as x."""
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)

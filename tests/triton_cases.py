@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from voxtral_pipes.kernels import reference as ref
+from voxtral_pipes.kernels.packed import PackedWeight, Q4CudaWeight
 
 EPS = 1e-5
 
@@ -29,22 +30,69 @@ class Cases:
     def norm(self, width: int) -> Tensor:
         return 1 + self.draw(width, scale=0.1)
 
+    def packed(self, n_out: int, n_in: int) -> PackedWeight:
+        """Q4_0 with scales of both signs, as their rounding rules give them."""
+        codes = torch.randint(256, (n_out, n_in // 32, 18), dtype=torch.uint8, generator=self._generator)
+        scales = torch.randn(n_out, n_in // 32, 1, generator=self._generator) * n_in**-0.5 / 4
+        codes[..., :2] = scales.to(torch.float16).view(torch.uint8)
+        return PackedWeight("q4_0", codes.to(self.device))
+
+    def matrix(self, n_out: int, n_in: int, run: int) -> tuple[Tensor | Q4CudaWeight, Tensor]:
+        """Draw a matrix as the kernels take it, dense with run 0, and as float32."""
+        if not run:
+            weight = self.weight(n_out, n_in)
+            return weight, weight.float()
+        from voxtral_pipes.kernels.q4_rows import to_cuda_layout
+
+        packed = self.packed(n_out, n_in)
+        return to_cuda_layout(packed, run), ref.dequantize(packed, torch.float32)
+
     def linear_rows(
-        self, rows: int, n_in: int, n_out: int, *, norm: bool, gated: bool, residual: bool
+        self, rows: int, n_in: int, n_out: int, *, norm: bool, gated: bool, residual: bool, run: int = 0
     ) -> float:
+        """With a residual there is a bias too."""
         from voxtral_pipes.kernels.rows import linear_rows
 
-        x, weight, up = self.draw(rows, n_in), self.weight(n_out, n_in), self.weight(n_out, n_in)
-        gain, beside = self.norm(n_in), self.draw(rows, n_out)
+        x, gain, beside = self.draw(rows, n_in), self.norm(n_in), self.draw(rows, n_out)
+        weight, wide_weight = self.matrix(n_out, n_in, run)
+        up, wide_up = self.matrix(n_out, n_in, run)
+        bias = self.draw(n_out)
         given: dict[str, Any] = {"norm": gain, "eps": EPS} if norm else {}
         given |= {"up": up} if gated else {}
-        given |= {"residual": beside} if residual else {}
+        given |= {"residual": beside, "bias": bias} if residual else {}
         got = linear_rows(x, weight, dtype=torch.float32, **given)
         wide = ref.rms_norm(x.float(), gain.float(), EPS) if norm else x.float()
-        expected = ref.linear(wide, weight.float())
-        expected = ref.swiglu(wide, weight.float(), up.float()) if gated else expected
-        expected = expected + beside.float() if residual else expected
+        expected = ref.linear(wide, wide_weight)
+        expected = ref.swiglu(wide, wide_weight, wide_up) if gated else expected
+        expected = expected + beside.float() + bias.float() if residual else expected
         return float((got - expected).abs().max())
+
+    def unpack(self, n_in: int, n_out: int, run: int) -> float:
+        from voxtral_pipes.kernels.q4_rows import unpack
+
+        weight, wide = self.matrix(n_out, n_in, run)
+        assert isinstance(weight, Q4CudaWeight)
+        return float((unpack(weight, torch.float32) - wide).abs().max())
+
+    def look_up(self, n_in: int, n_out: int, sums: int, count: int) -> float:
+        from voxtral_pipes.kernels.q4_rows import ONE_RUN, look_up
+
+        weight, wide = self.matrix(n_out, n_in, ONE_RUN)
+        assert isinstance(weight, Q4CudaWeight)
+        ids = torch.randint(n_out // 2, (sums, count), generator=self._generator).to(self.device)
+        offsets = torch.randint(n_out // 2, (count,), generator=self._generator).to(self.device)
+        got = look_up(ids, weight, torch.float32, offsets)
+        alone = look_up(ids[:, :1], weight, torch.float32)
+        worst = (got - wide[ids + offsets].sum(1)).abs().max()
+        return float(torch.maximum(worst, (alone - wide[ids[:, 0]]).abs().max()))
+
+    def choose(self, logits: Tensor, apart: int) -> tuple[bool, float]:
+        """Return whether the ids are equal, and the error of the numbers."""
+        from voxtral_pipes.kernels.choose import choose
+
+        got, expected = choose(logits.to(self.device), apart), ref.choose(logits.to(self.device), apart)
+        numbers, theirs = (each[:, 1:].contiguous().view(torch.float32) for each in (got, expected))
+        return torch.equal(got[:, 0], expected[:, 0]), float((numbers - theirs).abs().max())
 
     def float_rows(
         self, rows: int, n_in: int, n_out: int, *, norm: bool, gated: bool, residual: bool
@@ -68,50 +116,73 @@ class Cases:
             worst = max(worst, float((three - theirs).abs().max()))
         return worst
 
-    def attend_one(
-        self, heads: int, groups: int, width: int, n_in: int, capacity: int, window: int, positions: int
+    def attend(
+        self,
+        heads: int,
+        groups: int,
+        width: int,
+        n_in: int,
+        capacity: int,
+        window: int,
+        positions: int,
+        *,
+        steps: int = 1,
+        run: int = 0,
     ) -> float:
-        """Fill a ring position by position, past its end, beside plain attention over the same keys."""
-        from voxtral_pipes.kernels.decode_attention import attend_one
+        """Fill a ring, `steps` positions at a time, past its end, beside plain attention over the same keys.
+
+        Steps of several positions have biases, on q and v.
+        """
+        from voxtral_pipes.kernels.decode_attention import attend_few, attend_one
 
         sizes = (heads * width, groups * width, groups * width)
-        weights = tuple(self.weight(n_out, n_in) for n_out in sizes)
+        (q_weight, wq), (k_weight, wk), (v_weight, wv) = (self.matrix(n_out, n_in, run) for n_out in sizes)
+        bias_q, bias_v = (self.draw(sizes[i]) for i in (0, 2))
         gain = self.norm(n_in)
         keys, values = (
             torch.zeros(groups, capacity, width, device=self.device, dtype=self.dtype) for _ in range(2)
         )
         wide_keys, wide_values = keys.float(), values.float()
         worst = 0.0
-        for position in range(positions):
-            x = self.draw(1, n_in)
-            angles = torch.randn(1, width // 2, generator=self._generator)
+        for position in range(0, positions, steps):
+            x = self.draw(steps, n_in)
+            angles = torch.randn(steps, width // 2, generator=self._generator)
             turn = torch.polar(torch.ones_like(angles), angles).to(self.device)
             where = torch.tensor([position], device=self.device)
-            got = attend_one(
-                x, gain, EPS, (weights[0], weights[1], weights[2]), turn, keys, values, where, window
-            )
+            ring = turn, keys, values, where, window
+            weights = q_weight, k_weight, v_weight
+            if steps == 1:
+                got = attend_one(x, gain, EPS, weights, *ring)
+            else:
+                got = attend_few(x, gain, EPS, weights, (bias_q, None, bias_v), *ring)
             n = ref.rms_norm(x.float(), gain.float(), EPS)
-            q, k, v = (ref.linear(n, weight.float()).view(1, 1, -1, width) for weight in weights)
-            wide_keys[:, position % capacity] = ref.rotate(k, turn)[0, 0]
-            wide_values[:, position % capacity] = v[0, 0]
-            held = min(position + 1, capacity)
-            slots = torch.arange(held)
-            newest = position - (position - slots) % capacity
-            mask = ((newest >= 0) & (newest > position - window))[None].to(self.device)
-            ring = wide_keys[None, :, :held], wide_values[None, :, :held]
-            expected = ref.attention(ref.rotate(q, turn), *ring, mask)[0]
+            q, k, v = (ref.linear(n, weight) for weight in (wq, wk, wv))
+            if steps > 1:
+                q, v = q + bias_q.float(), v + bias_v.float()
+            q, k, v = (each.view(1, steps, -1, width) for each in (q, k, v))
+            where = torch.arange(position, position + steps)
+            wide_keys[:, where % capacity] = ref.rotate(k, turn)[0].transpose(0, 1)
+            wide_values[:, where % capacity] = v[0].transpose(0, 1)
+            last = position + steps - 1
+            held = min(last + 1, capacity)
+            newest = last - (last - torch.arange(held)) % capacity
+            mask = (newest <= where[:, None]) & (newest > where[:, None] - window)
+            past = wide_keys[None, :, :held], wide_values[None, :, :held]
+            expected = ref.attention(ref.rotate(q, turn), *past, mask.to(self.device))[0]
             worst = max(worst, float((got.float() - expected).abs().max()))
         return worst
 
-    def mix_tokens(self, heads: int, groups: int, width: int, n_in: int, queries: int) -> float:
+    def mix_tokens(
+        self, heads: int, groups: int, width: int, n_in: int, queries: int, *, run: int = 0
+    ) -> float:
         from voxtral_pipes.kernels.flow_step import mix_tokens
 
         sizes = (heads * width, groups * width, groups * width)
-        weights = tuple(self.weight(n_out, n_in) for n_out in sizes)
+        (q_weight, wq), (k_weight, wk), (v_weight, wv) = (self.matrix(n_out, n_in, run) for n_out in sizes)
         y, gain = self.draw(6, n_in), self.norm(n_in)
-        got = mix_tokens(y, gain, EPS, (weights[0], weights[1], weights[2]), width, queries)
+        got = mix_tokens(y, gain, EPS, (q_weight, k_weight, v_weight), width, queries)
         n = ref.rms_norm(y.float(), gain.float(), EPS).view(2, 3, n_in)
-        q, k, v = (ref.linear(n, weight.float()).view(2, 3, -1, width) for weight in weights)
+        q, k, v = (ref.linear(n, weight).view(2, 3, -1, width) for weight in (wq, wk, wv))
         expected = ref.attention(q[:, :queries], k.transpose(1, 2), v.transpose(1, 2), None)
         return float((got.float() - expected.reshape(2 * queries, -1)).abs().max())
 

@@ -165,6 +165,11 @@ def bind_head(x: Tensor, weights: Sequence[Weight | HeadWeight]) -> Call:
     return lambda: ops.head(x, weight)
 
 
+def prepare_head(weight: StoredWeight, dtype: torch.dtype) -> Prepared:
+    """Return the tied embedding as the decoder has it."""
+    return ops.prepare_head(ops.prepare_table(weight, dtype), dtype)
+
+
 def bind_qkv(x: Tensor, weights: Sequence[Weight], *, bias: bool = False) -> Call:
     """Norm and three projections; `bias` as the encoder has it, on q and v."""
     norm = x.new_ones(x.shape[-1])
@@ -179,22 +184,24 @@ def bind_qkv(x: Tensor, weights: Sequence[Weight], *, bias: bool = False) -> Cal
     return call
 
 
-def bind_attend(head_dim: int, x: Tensor, weights: Sequence[Any]) -> Call:
-    """Do what a decoding step does at its beginning: where one kernel attends too, with one key."""
+def bind_attend(head_dim: int, x: Tensor, weights: Sequence[Any], *, bias: bool = False) -> Call:
+    """Do what a step does at its beginning: where kernels attend too, to no more than its own keys."""
     q, k, v = weights
     if not ops.fits_triton_heads(x, head_dim, q, k, v):
-        return bind_qkv(x, weights)
-    norm = x.new_ones(x.shape[-1])
-    keys, values = (x.new_zeros(k.shape[0] // head_dim, 1, head_dim) for _ in range(2))
-    turn = torch.ones(1, head_dim // 2, dtype=torch.complex64, device=x.device)
+        return bind_qkv(x, weights, bias=bias)
+    steps, norm = x.shape[0], x.new_ones(x.shape[-1])
+    biases = (x.new_ones(q.shape[0]), None, x.new_ones(v.shape[0])) if bias else (None, None, None)
+    keys, values = (x.new_zeros(k.shape[0] // head_dim, steps, head_dim) for _ in range(2))
+    turn = torch.ones(steps, head_dim // 2, dtype=torch.complex64, device=x.device)
     position = torch.zeros(1, dtype=torch.int64, device=x.device)
-    return lambda: ops.attend_one(x, norm, EPS, (q, k, v), turn, keys, values, position, 1)
+    ring = turn, keys, values, position, 1
+    return lambda: ops.attend_few(x, norm, EPS, (q, k, v), biases, *ring)
 
 
 def bind_mix(head_dim: int, x: Tensor, weights: Sequence[Any]) -> Call:
     """Do what a layer of the flow head does at its beginning: where there are kernels for it, mix the tokens too."""
     q, k, v = weights
-    if not ops.fits_triton_heads(x, head_dim, q, k, v):
+    if not ops.fits_triton_heads(x[:1], head_dim, q, k, v):
         return bind_qkv(x, weights)
     norm = x.new_ones(x.shape[-1])
     return lambda: ops.flow_mix(x, norm, EPS, (q, k, v), head_dim, FLOW_ROWS // 2)
@@ -206,25 +213,28 @@ def bind_three(x: Tensor, weights: Sequence[Weight]) -> Call:
     return lambda: ops.norm_linears(x, norm, EPS, (q, k, v))
 
 
-def layer(config: DecoderConfig | FlowConfig, rows: int, attend: Bind) -> list[Product]:
+def layer(config: DecoderConfig | FlowConfig, rows: int, attend: Bind, mostly: ops.Rows) -> list[Product]:
     """Return the products of a layer without biases."""
+    prepare = partial(ops.prepare, rows=mostly)
     dim, hidden, heads = config.dim, config.hidden_dim, config.n_heads * config.head_dim
     keys = config.n_kv_heads * config.head_dim
     return [
-        Product("qkv", rows, dim, (heads, keys, keys), attend),
-        Product("o", rows, heads, (dim,), bind_add),
-        Product("gate-up", rows, dim, (hidden, hidden), bind_gate_up),
-        Product("down", rows, hidden, (dim,), bind_add),
+        Product("qkv", rows, dim, (heads, keys, keys), attend, prepare),
+        Product("o", rows, heads, (dim,), bind_add, prepare),
+        Product("gate-up", rows, dim, (hidden, hidden), bind_gate_up, prepare),
+        Product("down", rows, hidden, (dim,), bind_add, prepare),
     ]
 
 
 def encoder(config: EncoderConfig) -> list[Product]:
     """Return the products of a layer of the encoder, which mostly meets dozens of rows and is laid out for them."""
     dim, hidden, heads = config.dim, config.hidden_dim, config.n_heads * config.head_dim
-    prepare = partial(ops.prepare, many_rows=True)
+    prepare = partial(ops.prepare, rows="many")
     add = partial(bind_add, bias=True)
     return [
-        Product("qkv", LIVE_ROWS, dim, (heads,) * 3, partial(bind_qkv, bias=True), prepare),
+        Product(
+            "qkv", LIVE_ROWS, dim, (heads,) * 3, partial(bind_attend, config.head_dim, bias=True), prepare
+        ),
         Product("o", LIVE_ROWS, heads, (dim,), add, prepare),
         Product("gate-up", LIVE_ROWS, dim, (hidden, hidden), bind_gate_up, prepare),
         Product("down", LIVE_ROWS, hidden, (dim,), add, prepare),
@@ -259,11 +269,11 @@ def cases(asr: AsrConfig, tts: TtsConfig, device: torch.device) -> Iterator[Case
     text, flow = asr.decoder, tts.flow
     parts = {
         "decoder and backbone, 1 row": [
-            *layer(text, 1, partial(bind_attend, text.head_dim)),
-            Product("head", 1, text.dim, (text.vocab_size,), bind_head, ops.prepare_head),
+            *layer(text, 1, partial(bind_attend, text.head_dim), "one"),
+            Product("head", 1, text.dim, (text.vocab_size,), bind_head, prepare_head),
         ],
         f"encoder, {LIVE_ROWS} rows": encoder(asr.encoder),
-        f"flow head, {FLOW_ROWS} rows": layer(flow, FLOW_ROWS, partial(bind_mix, flow.head_dim)),
+        f"flow head, {FLOW_ROWS} rows": layer(flow, FLOW_ROWS, partial(bind_mix, flow.head_dim), "few"),
     }
     for section, products in parts.items():
         for product in products:

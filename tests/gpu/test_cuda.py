@@ -133,7 +133,7 @@ def test_steps_across_the_sizes_that_graphs_are_recorded_for() -> None:
     embeds = 0.5 * torch.randn(1, 1400, config.decoder.dim, generator=torch.Generator().manual_seed(2))
     tokens = torch.randint(0, 1300, (1, 1400), generator=torch.Generator().manual_seed(3))
     states = [here.new_state(6), there.new_state(6)]
-    there.warm(states[1])
+    there.warm(states[1], 3)
     for p in range(1400):
         rows = [
             decoder.step(state, embeds[:, p : p + 1], tokens[:, p : p + 1])[0].cpu()

@@ -110,7 +110,7 @@ def test_where_the_order_is_unknown_torch_does_the_work(monkeypatch: pytest.Monk
     weight, x = packed(128, 64), drawn(100, 64, seed=1).to(BF16)
     laid = dispatch.prepare(weight, BF16)
     assert off(dispatch.linear(x, laid), reference.linear(x.float(), weight)) < 5e-3
-    many = dispatch.prepare(weight, BF16, many_rows=True)
+    many = dispatch.prepare(weight, BF16, rows="many")
     assert off(dispatch.linear(x, many), reference.linear(x.float(), weight)) < 5e-3
 
 
@@ -157,7 +157,7 @@ def test_a_file_that_is_laid_out_leaves_memory_and_can_be_read_again(tmp_path: P
 )
 def test_what_the_int4_kernel_is_not_for_becomes_bfloat16(kind: str, n_out: int, many: bool) -> None:
     weight, x = packed(n_out, 64, kind), drawn(3, 64, seed=1).to(BF16)
-    laid = dispatch.prepare(weight, BF16, many_rows=many)
+    laid = dispatch.prepare(weight, BF16, rows="many" if many else "one")
     assert isinstance(laid, OnednnWeight)
     assert off(dispatch.linear(x, laid), reference.linear(x.float(), weight)) < 5e-3
 

@@ -56,8 +56,8 @@ class Backbone:
         stack = Stack.of(tensors, "", config)
         return cls(
             config=config,
-            text_table=tensors[TEXT_TABLE],
-            code_table=tensors[CODE_TABLE],
+            text_table=ops.prepare_table(tensors[TEXT_TABLE], stack.dtype),
+            code_table=ops.prepare_table(tensors[CODE_TABLE], stack.dtype),
             offsets=code_offsets(config).to(stack.device),
             stack=stack,
         )
@@ -90,8 +90,7 @@ class Backbone:
     @torch.inference_mode()
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Embed frames: codes int64 [B, n, 1 + acoustic_dim], special offset included -> [B, n, dim], a plain sum."""
-        rows = codes.to(self.stack.device) + self.offsets
-        return ops.embedding(rows, self.code_table, torch.float32).sum(dim=2).to(self.stack.dtype)
+        return ops.embedding_sum(codes.to(self.stack.device), self.offsets, self.code_table, self.stack.dtype)
 
     @torch.inference_mode()
     def step(self, state: StackState, x: Tensor) -> tuple[Tensor, StackState]:

@@ -94,9 +94,7 @@ class CodecLayer:
         """Take the layer whose names begin with `prefix`."""
         norm = dense(tensors, f"{prefix}attention_norm.weight")
         projections = {
-            name: Linear.of(tensors, f"{prefix}{part}.{name}").prepared(
-                norm.dtype, many_rows=True, twice=True
-            )
+            name: Linear.of(tensors, f"{prefix}{part}.{name}").prepared(norm.dtype, rows="many", twice=True)
             for part, names in (("attention", ("wq", "wk", "wv", "wo")), ("feed_forward", ("w1", "w2", "w3")))
             for name in names
         }
@@ -169,7 +167,7 @@ class Codec:
         dtype = stages[0][0].attention_norm.dtype
 
         def prepared(weight: Tensor) -> Weight:
-            return ops.prepare(weight.to(dtype), dtype, many_rows=True, twice=True)
+            return ops.prepare(weight.to(dtype), dtype, rows="many", twice=True)
 
         return cls(
             config=config,

@@ -9,7 +9,7 @@ Carried between calls: the ring of keys and values and the position.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +24,27 @@ from voxtral_pipes.models.layers import Linear, dense, time_embedding
 from voxtral_pipes.models.stack import Stack, StackState
 
 EMBEDDING = "mm_streams_embeddings.embedding_module.tok_embeddings.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What greedy decoding needs to know of one row of logits."""
+
+    id: int
+    """The most likely one that is not the pad."""
+    logit: float
+    pad_logit: float
+    log_sum: float
+    """Of the exponentials of all logits; less of it, a logit is a log probability."""
+
+    @classmethod
+    def of(cls, row: Tensor) -> Choice:
+        """Read int32 [4] as `ops.choose` gives it."""
+        return cls(int(row[0]), *row[1:].view(torch.float32).tolist())
+
+    def prefers_pad(self, penalty: float) -> bool:
+        """Tell whether the pad, its logit less `penalty`, is the most likely id."""
+        return self.pad_logit - penalty >= self.logit
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +65,12 @@ class Decoder:
     def of(cls, tensors: Mapping[str, Weight], config: DecoderConfig) -> Decoder:
         """Assemble from tensors under their Mistral names, all on one device."""
         # The largest matrix first: what is laid out and where it was are held at once.
-        head = ops.prepare_head(tensors[EMBEDDING], dense(tensors, "norm.weight").dtype)
+        dtype = dense(tensors, "norm.weight").dtype
+        embedding = ops.prepare_table(tensors[EMBEDDING], dtype)
+        head = ops.prepare_head(embedding, dtype)
         return cls(
             config=config,
-            embedding=tensors[EMBEDDING],
+            embedding=embedding,
             stack=Stack.of(tensors, "", config),
             head=head,
             conditions=tuple(
@@ -64,18 +87,27 @@ class Decoder:
         """Where the weights are."""
         return self.stack.device
 
-    def new_state(self, delay_tokens: int, batch: int = 1) -> StackState:
+    @property
+    def works_aside(self) -> bool:
+        """Whether a step that was started goes on while the caller does something else."""
+        return self.device.type == "cuda"
+
+    def new_state(
+        self, delay_tokens: int, batch: int = 1, *, finish: Callable[[Tensor], Tensor] | None = None
+    ) -> StackState:
         """Begin `batch` streams with one delay.
 
-        The ring holds exactly the window: later steps are single, and the first step evicts nothing.
+        The ring holds exactly the window: later steps are single, and the first step evicts nothing.  With `finish`,
+        what it makes of the logits is what steps give, on the host; being part of the step, it saves moving the rest.
         """
         kv = self.stack.new_kv(batch=batch, window=self.config.window, max_step=1)
         norms = self.ffn_norms(delay_tokens)
 
         def run(audio: Tensor, tokens: Tensor, turn: Tensor, span: Span) -> Tensor:
-            return self._run(kv, norms, audio, tokens, turn, span)
+            logits = self._run(kv, norms, audio, tokens, turn, span)
+            return logits if finish is None else finish(logits)
 
-        return StackState(kv, 0, run)
+        return StackState(kv, 0, run, to_host=finish is not None)
 
     @torch.inference_mode()
     def ffn_norms(self, delay_tokens: int) -> tuple[Tensor, ...]:
@@ -90,11 +122,14 @@ class Decoder:
             self._ffn_norms[delay_tokens] = known
         return known
 
-    def warm(self, state: StackState) -> None:
-        """Record the single step of a new state ahead of its first audio."""
+    def warm(self, state: StackState, prompt: int) -> None:
+        """Record the single step of a new state, and choose the kernels for its prompt, ahead of its first audio."""
         batch = state.kv.keys.shape[1]
         audio, tokens = torch.zeros(batch, 1, self.config.dim), torch.zeros(batch, 1, dtype=torch.int64)
         self.stack.warm(state, lambda: self.step(state, audio, tokens))
+        if self.device.type == "cuda":
+            self.prefill(state, audio.expand(-1, prompt, -1), tokens.expand(-1, prompt))
+            state.position = 0
 
     @torch.inference_mode()
     def step(self, state: StackState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, StackState]:
@@ -102,7 +137,13 @@ class Decoder:
 
         n > 1 is the prompt: at position 0, and no longer than the window.
         """
-        return self.stack.advance(state, audio.shape[1], audio, tokens), state
+        return self.start_step(state, audio, tokens)(), state
+
+    @torch.inference_mode()
+    def start_step(self, state: StackState, audio: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
+        """Start `step`; what is returned gives its result, and must be called before the next is started."""
+        pending = self.stack.start(state, audio.shape[1], audio, tokens, record=audio.shape[1] == 1)
+        return (lambda: pending().cpu()) if state.to_host else pending
 
     def _run(
         self, kv: RingKV, norms: tuple[Tensor, ...], audio: Tensor, tokens: Tensor, turn: Tensor, span: Span
@@ -124,6 +165,11 @@ class Decoder:
         for p in range(whole, audio.shape[1]):
             logits, state = self.step(state, audio[:, p : p + 1], tokens[:, p : p + 1])
         return logits, state
+
+
+def greedy_choice(logits: Tensor, pad: int) -> Tensor:
+    """Reduce logits float32 [B, vocab] to what `Choice` is made of, int32 [B, 4]; for `Decoder.new_state`."""
+    return ops.choose(logits, pad)
 
 
 def _float32(linear: Linear, x: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class EncoderState(StackState):
     """What one lockstep batch of streams carries; owned by its caller, changed only by `Encoder.step`."""
 
     tails: tuple[Tensor, ...]
-    """The last two mel frames, [B, n_mels, 2], and the last output of conv0, [B, dim, 1]; zeros (which in mel are
+    """The last two mel frames, [B, 2, n_mels], and the last output of conv0, [B, 1, dim]; zeros (which in mel are
     not silence) before the first; written in place."""
 
 
@@ -61,14 +61,10 @@ class Encoder:
         return cls(
             config=config,
             convs=(conv0, conv1),
-            stack=(stack := Stack.of(tensors, f"{WHISPER}transformer.", config, many_rows=True)),
+            stack=(stack := Stack.of(tensors, f"{WHISPER}transformer.", config, rows="many")),
             adapter=(
-                Linear.of(tensors, f"{ROOT}audio_language_projection.0").prepared(
-                    stack.dtype, many_rows=True
-                ),
-                Linear.of(tensors, f"{ROOT}audio_language_projection.2").prepared(
-                    stack.dtype, many_rows=True
-                ),
+                Linear.of(tensors, f"{ROOT}audio_language_projection.0").prepared(stack.dtype, rows="many"),
+                Linear.of(tensors, f"{ROOT}audio_language_projection.2").prepared(stack.dtype, rows="many"),
             ),
         )
 
@@ -89,8 +85,8 @@ class Encoder:
             batch=batch, window=config.window, max_step=max_step_tokens * config.downsample
         )
         tails = tuple(
-            torch.zeros(batch, channels, columns, device=self.stack.device, dtype=self.dtype)
-            for channels, columns in ((config.n_mels, KERNEL - 1), (config.dim, KERNEL - STEM_STRIDE))
+            torch.zeros(batch, steps, channels, device=self.stack.device, dtype=self.dtype)
+            for steps, channels in ((KERNEL - 1, config.n_mels), (KERNEL - STEM_STRIDE, config.dim))
         )
 
         def run(mel: Tensor, turn: Tensor, span: Span) -> Tensor:
@@ -127,10 +123,17 @@ class Encoder:
 
     def _stem(self, tails: tuple[Tensor, ...], mel: Tensor) -> Tensor:
         """Mel [B, 2n, n_mels] to [B, n, dim]; carries the tails of both convolutions, in place."""
-        (weight0, bias0), (weight1, bias1) = self.convs
         mel_tail, conv_tail = tails
-        x = torch.cat((mel_tail, mel.to(self.stack.device, self.dtype).transpose(1, 2)), dim=2)
-        mel_tail.copy_(x[:, :, -mel_tail.shape[2] :])
-        x = torch.cat((conv_tail, F.gelu(F.conv1d(x, weight0, bias0))), dim=2)
-        conv_tail.copy_(x[:, :, -conv_tail.shape[2] :])
-        return F.gelu(F.conv1d(x, weight1, bias1, stride=STEM_STRIDE)).transpose(1, 2)
+        x = torch.cat((mel_tail, mel.to(self.stack.device, self.dtype)), dim=1)
+        mel_tail.copy_(x[:, -mel_tail.shape[1] :])
+        x = torch.cat((conv_tail, F.gelu(_convolve(x, *self.convs[0], stride=1))), dim=1)
+        conv_tail.copy_(x[:, -conv_tail.shape[1] :])
+        return F.gelu(_convolve(x, *self.convs[1], stride=STEM_STRIDE))
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int) -> Tensor:
+    """Convolve [B, T, C] with weight [M, C, K]: [B, (T - K) / stride + 1, M].
+
+    As a product: for the few frames of a live step cuDNN takes several times as long to reorder them.
+    """
+    return F.linear(x.unfold(1, KERNEL, stride).flatten(2), weight.flatten(1), bias)

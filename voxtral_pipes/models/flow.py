@@ -53,11 +53,13 @@ class Flow:
             input_projection=Linear.of(tensors, f"{FLOW}input_projection"),
             time_projection=Linear.of(tensors, f"{FLOW}time_projection"),
             llm_projection=Linear.of(tensors, f"{FLOW}llm_projection").prepared(norm.dtype),
-            semantic_output=tensors[f"{FLOW}semantic_codebook_output.weight"],
-            acoustic_output=Linear.of(tensors, f"{FLOW}acoustic_codebook_output"),
+            semantic_output=ops.prepare_table(tensors[f"{FLOW}semantic_codebook_output.weight"], norm.dtype),
+            acoustic_output=Linear.of(tensors, f"{FLOW}acoustic_codebook_output").prepared(
+                norm.dtype, rows="few"
+            ),
             blocks=tuple(
                 # Both branches of the guidance are six rows.
-                Block.of(tensors, f"{FLOW}layers.{i}.", config.head_dim, config.norm_eps, many_rows=True)
+                Block.of(tensors, f"{FLOW}layers.{i}.", config.head_dim, config.norm_eps, rows="few")
                 for i in range(config.n_layers)
             ),
             norm=norm,
@@ -113,10 +115,12 @@ class Flow:
         ends = self.input_projection, self.acoustic_output
         return (
             all(end.bias is None for end in ends)
-            and ops.fits_triton(tokens, *(end.weight for end in ends))
+            and isinstance(self.input_projection.weight, Tensor)
+            and ops.fits_triton(tokens, self.input_projection.weight)
+            and ops.fits_triton(tokens, self.acoustic_output.weight)
             and all(
                 ops.fits_triton_heads(
-                    tokens, block.head_dim, block.wq.weight, block.wk.weight, block.wv.weight
+                    tokens[:1], block.head_dim, block.wq.weight, block.wk.weight, block.wv.weight
                 )
                 for block in self.blocks
             )
@@ -124,13 +128,14 @@ class Flow:
 
     def _integrate_one(self, x: Tensor, condition: Tensor, steps: int, guidance: float) -> Tensor:
         """Integrate one frame, x [1, acoustic_dim], with the kernels of `flow_step`: the same, in fewer launches."""
-        weight, out = self.input_projection.dense_weight, self.acoustic_output.dense_weight
+        weight, out = self.input_projection.weight, self.acoustic_output.kernel_weight
+        assert isinstance(weight, Tensor)
         state, velocity = x[0], torch.zeros(2, x.shape[1], device=x.device)
         for time in self._time_tokens(steps):
             state, y = ops.flow_move(state, velocity, weight, time, condition, guidance, 1 / steps)
             for block in self.blocks:
                 last = block is self.blocks[-1]
-                projections = block.wq.dense_weight, block.wk.dense_weight, block.wv.dense_weight
+                projections = block.wq.kernel_weight, block.wk.kernel_weight, block.wv.kernel_weight
                 norm, eps = block.attention_norm, block.norm_eps
                 mixed = ops.flow_mix(y, norm, eps, projections, block.head_dim, queries=1 if last else 3)
                 asking = y[::3].contiguous() if last else y  # only token 0 is read behind the last layer

@@ -59,14 +59,14 @@ class Linear:
         bias = f"{name}.bias"
         return cls(tensors[f"{name}.weight"], dense(tensors, bias) if bias in tensors else None)
 
-    def prepared(self, dtype: torch.dtype, *, many_rows: bool = False, twice: bool = False) -> Linear:
+    def prepared(self, dtype: torch.dtype, *, rows: ops.Rows = "one", twice: bool = False) -> Linear:
         """Return it as it is fastest in `dtype`; see `ops.prepare`."""
-        return Linear(ops.prepare(self.weight, dtype, many_rows=many_rows, twice=twice), self.bias)
+        return Linear(ops.prepare(self.weight, dtype, rows=rows, twice=twice), self.bias)
 
     @property
-    def dense_weight(self) -> Tensor:
-        """The matrix, for kernels that are only chosen where it is not packed."""
-        assert isinstance(self.weight, Tensor)
+    def kernel_weight(self) -> ops.KernelWeight:
+        """The matrix, for kernels that are only chosen where it is one they take."""
+        assert isinstance(self.weight, ops.KernelWeight)
         return self.weight
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -98,12 +98,12 @@ class Block:
         head_dim: int,
         norm_eps: float,
         *,
-        many_rows: bool = False,
+        rows: ops.Rows = "one",
     ) -> Block:
         """Take the layer whose Mistral names begin with `prefix` ("layers.0."); see `Linear.prepared`."""
         norm = dense(tensors, f"{prefix}attention_norm.weight")
         projections = {
-            name: Linear.of(tensors, f"{prefix}{part}.{name}").prepared(norm.dtype, many_rows=many_rows)
+            name: Linear.of(tensors, f"{prefix}{part}.{name}").prepared(norm.dtype, rows=rows)
             for part, names in (("attention", ("wq", "wk", "wv", "wo")), ("feed_forward", ("w1", "w2", "w3")))
             for name in names
         }
@@ -131,19 +131,19 @@ class Block:
         m = ops.norm_swiglu(x, norm, self.norm_eps, self.w1.weight, self.w3.weight)
         return ops.add_linear(x, m, self.w2.weight, self.w2.bias)
 
-    def decodes_with_triton(self, x: Tensor) -> bool:
-        """Tell whether one position x [1, 1, dim] can go through `ops.attend_one`."""
-        projections = (self.wq, self.wk, self.wv)
-        if any(projection.bias is not None for projection in projections):
-            return False
-        return ops.fits_triton_heads(x, self.head_dim, *(projection.weight for projection in projections))
+    def fits_triton(self, x: Tensor) -> bool:
+        """Tell whether a few positions x [T, dim] can go through `ops.attend_few`."""
+        return ops.fits_triton_heads(x, self.head_dim, self.wq.weight, self.wk.weight, self.wv.weight)
 
     def _attend(self, x: Tensor, turn: Tensor, kv: RingKV, layer: int, span: Span) -> Tensor:
         if span.position is not None:
-            weights = self.wq.dense_weight, self.wk.dense_weight, self.wv.dense_weight
+            weights = self.wq.kernel_weight, self.wk.kernel_weight, self.wv.kernel_weight
+            biases = self.wq.bias, self.wk.bias, self.wv.bias
             ring = kv.keys[layer, 0], kv.values[layer, 0]
             norm, eps = self.attention_norm, self.norm_eps
-            return ops.attend_one(x[0], norm, eps, weights, turn, *ring, span.position, kv.window)[None]
+            return ops.attend_few(x[0], norm, eps, weights, biases, turn, *ring, span.position, kv.window)[
+                None
+            ]
         n = ops.rms_norm(x, self.attention_norm, self.norm_eps)
         q, k, v = (proj(n).unflatten(-1, (-1, self.head_dim)) for proj in (self.wq, self.wk, self.wv))
         keys = ops.rotate(k, turn).transpose(1, 2)

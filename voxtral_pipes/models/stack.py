@@ -34,11 +34,11 @@ class StackState:
     run: Run
     """Bound to this state's own tensors."""
     to_host: bool = field(default=False, kw_only=True)
-    """What one position gives is wanted on the host."""
+    """What a few positions give is wanted on the host."""
     graphs: Replayed = field(init=False)
     """On CUDA: `run` as graphs, a span as its slots and mask."""
     single: Replayed = field(init=False)
-    """On CUDA with Triton: `run` as one graph for any one position."""
+    """On CUDA with Triton: `run` as one graph for each small number of positions, wherever they are."""
 
     def __post_init__(self) -> None:
         run = self.run
@@ -55,7 +55,8 @@ class Stack:
     norm_eps: float
     rotary: Rotary
     n_kv_heads: int
-    decodes_with_triton: bool
+    few_positions: int
+    """So many at a time go by the Triton kernels; 0 where they do not fit."""
 
     @classmethod
     def of(
@@ -64,20 +65,22 @@ class Stack:
         prefix: str,
         config: StackConfig,
         *,
-        many_rows: bool = False,
+        rows: ops.Rows = "one",
     ) -> Stack:
         """Take `PREFIXlayers.N.*` and `PREFIXnorm.weight`, all on one device.
 
-        `many_rows` says that steps are mostly of dozens of positions.
+        `rows` says of how many positions steps mostly are.
         """
         norm = dense(tensors, f"{prefix}norm.weight")
         blocks = tuple(
-            Block.of(tensors, f"{prefix}layers.{i}.", config.head_dim, config.norm_eps, many_rows=many_rows)
+            Block.of(tensors, f"{prefix}layers.{i}.", config.head_dim, config.norm_eps, rows=rows)
             for i in range(config.n_layers)
         )
         return cls(
             blocks=blocks,
-            decodes_with_triton=all(block.decodes_with_triton(norm[None, None]) for block in blocks),
+            few_positions=max(
+                (n for n in range(1, ops.FEW_ROWS + 1) if _fit_triton(blocks, norm, n)), default=0
+            ),
             norm=norm,
             norm_eps=config.norm_eps,
             rotary=Rotary(config.head_dim, config.rope_theta),
@@ -113,11 +116,25 @@ class Stack:
         On CUDA by a graph; with `record` False only by one that is there: a length that hardly comes again is not
         worth a new one.
         """
+        return self.start(state, steps, *inputs, record=record)()
+
+    def start(
+        self, state: StackState, steps: int, *inputs: Tensor, record: bool = True
+    ) -> Callable[[], Tensor]:
+        """Start what `advance` does; what is returned gives the result, and must be called before the next is started.
+
+        A few positions on CUDA are under way meanwhile; all else is done when this returns.
+        """
+        if steps <= self.few_positions and state.kv.keys.shape[1] == 1:
+            turn = self.rotary.at(state.position, steps)
+            pending = state.single.start(self.device, *inputs, turn, torch.tensor([state.position]))
+            state.position += steps
+            return pending
+        result = self._advance(state, steps, inputs, record)
+        return lambda: result
+
+    def _advance(self, state: StackState, steps: int, inputs: tuple[Tensor, ...], record: bool) -> Tensor:
         turn = self.rotary.at(state.position, steps)
-        if steps == 1 and self.decodes_with_triton and state.kv.keys.shape[1] == 1:
-            result = state.single(self.device, *inputs, turn, torch.tensor([state.position]))
-            state.position += 1
-            return result
         span = state.kv.span(state.position, steps)
         if self.device.type == "cuda" and (record or state.graphs.knows(*inputs, turn, *span.tensors())):
             result = state.graphs(self.device, *inputs, turn, *span.tensors())
@@ -152,3 +169,9 @@ class Stack:
     def normed(self, x: Tensor) -> Tensor:
         """Apply the final norm."""
         return ops.rms_norm(x, self.norm, self.norm_eps)
+
+
+def _fit_triton(blocks: Sequence[Block], norm: Tensor, positions: int) -> bool:
+    """Tell whether so many positions, in the dtype and on the device of `norm`, can go by the Triton kernels."""
+    x = norm.expand(positions, -1)
+    return all(block.fits_triton(x) for block in blocks)

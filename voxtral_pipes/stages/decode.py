@@ -6,8 +6,9 @@ Latency: none; a position runs when its embedding is there.  The prompt runs in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from voxtral_pipes.config import AsrConfig
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.formats.tekken import PUBLISHED_SPECIAL, Tekken
-from voxtral_pipes.models.decode import Decoder
+from voxtral_pipes.models.decode import Choice, Decoder, greedy_choice
 from voxtral_pipes.stages.base import Hello, Output
 from voxtral_pipes.stages.settings import StreamSettings
 from voxtral_pipes.stages.tensors import take_rows, take_vector
@@ -109,12 +110,15 @@ class DecodeStream:
         self._ids = stage.ids
         self._settings = settings
         self._token_samples = stage.config.audio.token_samples
-        self._state = stage.decoder.new_state(settings.delay_tokens)
+        choose = partial(greedy_choice, pad=stage.ids.pad)
+        self._state = stage.decoder.new_state(settings.delay_tokens, finish=choose)
         if settings.live:
-            stage.decoder.warm(self._state)
+            stage.decoder.warm(self._state, settings.prompt_tokens)
         self._prompt: list[torch.Tensor] = []
         self._position = 0
         self._token = torch.empty(1, dtype=torch.int64)
+        self._ahead: Callable[[], torch.Tensor] | None = None
+        """The step of the next row, if it has been started."""
         self._audio_end: int | None = None
         guard = stage.options.blank_guard
         self._guard = None if guard is None else BlankGuard(guard)
@@ -127,6 +131,8 @@ class DecodeStream:
         for i in range(rows.shape[0]):
             level = levels[i] if i < len(levels) else 0.0
             output = self._take_row(rows[i : i + 1], level)
+            if output is not None and self._decoder.works_aside and i + 1 < rows.shape[0] and not self.done:
+                self._ahead = self._start(rows[i + 1 : i + 2])
             if output is not None:
                 yield output
             if self.done:
@@ -148,39 +154,39 @@ class DecodeStream:
             self._position += 1
             return None
         if self._prompt or self._position == 0:
-            logits = self._prefill(torch.cat((*self._prompt, row)))
+            choice = self._prefill(torch.cat((*self._prompt, row)))
             self._prompt.clear()
         else:
-            logits, self._state = self._decoder.step(self._state, row[None], self._token[None])
-        output = self._decide(logits, level)
+            choice = (self._ahead or self._start(row))()
+            self._ahead = None
+        output = self._decide(Choice.of(choice[0]), level)
         self._position += 1
         return output
+
+    def _start(self, row: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Start the step of an embedding [1, dim] behind the last token."""
+        return self._decoder.start_step(self._state, row[None], self._token[None])
 
     def _prefill(self, rows: torch.Tensor) -> torch.Tensor:
         prompt = [self._ids.bos] + [self._ids.pad] * (rows.shape[0] - 1)
         tokens = torch.tensor([prompt], device=self._decoder.device)
-        logits, self._state = self._decoder.prefill(self._state, rows[None], tokens)
-        return logits
+        choice, self._state = self._decoder.prefill(self._state, rows[None], tokens)
+        return choice
 
-    @torch.inference_mode()
-    def _decide(self, logits: torch.Tensor, level: float) -> Output:
+    def _decide(self, choice: Choice, level: float) -> Output:
         """Take the most likely id (asr.md section 11: greedy is the only mode) and see whether it ends the stream."""
-        chosen = logits
-        if self._guard and (penalty := self._guard.penalty()):
-            chosen = logits.clone()
-            chosen[:, self._ids.pad] -= penalty
-        best, self._token = chosen.max(dim=-1)
-        if not math.isfinite(float(best)):
+        if not math.isfinite(choice.log_sum):
             raise BadInputError(
                 "the logits are not finite: the weights are damaged, or --dtype f32 is needed"
             )
-        token = int(self._token)
+        pads = choice.prefers_pad(self._guard.penalty() if self._guard else 0.0)
+        token, logit = (self._ids.pad, choice.pad_logit) if pads else (choice.id, choice.logit)
+        self._token = torch.tensor([token])
         if self._guard:
             self._guard.saw(token == self._ids.pad, level)
         tensors = {}
         if self._options.logprobs:
-            logprob = torch.log_softmax(logits, dim=-1)[:, token]
-            tensors["logprob"] = Tensor.of(logprob.cpu().numpy().astype(np.float32))
+            tensors["logprob"] = Tensor.of(np.array([logit - choice.log_sum], np.float32))
         tick = self._token_samples * (self._position - self._settings.left_pad_tokens)
         past_audio = self._audio_end is not None and tick >= self._audio_end
         self.done = token == self._ids.eos and (past_audio or self._options.stop_at_eos)
