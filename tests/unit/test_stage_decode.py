@@ -29,22 +29,29 @@ class Script:
     fed: dict[int, int] = field(default_factory=dict)
     config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(dim=4))
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    works_aside: bool = False
 
-    def new_state(self, delay_tokens: int) -> SimpleNamespace:
-        return SimpleNamespace(position=0, delay=delay_tokens)
+    def new_state(self, delay_tokens: int, *, finish) -> SimpleNamespace:
+        state = SimpleNamespace(position=0, delay=delay_tokens, finish=finish)
+        state.restart = lambda: setattr(state, "position", 0)
+        return state
+
+    def warm(self, state, prompt):
+        pass
 
     def prefill(self, state, audio, tokens):
         assert audio.shape == (1, tokens.shape[1], 4)
-        return self.step(state, audio, tokens)
+        return self.start_step(state, audio, tokens)(), state
 
-    def step(self, state, audio, tokens):
+    def start_step(self, state, audio, tokens):
         for i, token in enumerate(tokens[0].tolist()):
             self.fed[state.position + i] = token
         state.position += tokens.shape[1]
         logits = torch.zeros(1, 64)
         logits[0, self.runner_up] = 1.0
         logits[0, self.answers.get(state.position - 1, PAD)] = 5.0
-        return logits, state
+        choice = state.finish(logits)
+        return lambda: choice
 
 
 def stage_of(script: Script, options: DecodeOptions | None = None) -> DecodeStage:
@@ -64,6 +71,20 @@ def run(answers: dict[int, int], n: int = 60, audio_end: int | None = None, leve
         "embeds", rows, range(0, n, 7), settings(), row_ticks=1280, mark=mark, levels=levels
     )
     return script, list(Drive(stage, pipe_of("embeds", frames)).run())
+
+
+@pytest.mark.parametrize("works_aside", [False, True])
+def test_steps_that_are_started_ahead_change_nothing(works_aside: bool) -> None:
+    """Where a device works aside, the next step of a frame is started before the last output is given."""
+    script = Script({38: 7, 39: WORD, 40: 8, 43: EOS}, works_aside=works_aside)
+    stage = stage_of(script, DecodeOptions(stop_at_eos=True))
+    frames = rows_as_frames(
+        "embeds", np.zeros((60, 4), np.float32), range(0, 60, 7), settings(), row_ticks=1280
+    )
+    out = list(Drive(stage, pipe_of("embeds", frames)).run())
+    assert ids_of(out) == [7, WORD, 8, PAD, PAD, EOS]
+    assert [script.fed[p] for p in range(38, 44)] == [PAD, 7, WORD, 8, PAD, PAD]
+    assert 44 not in script.fed  # nothing is started behind the end
 
 
 def test_one_id_for_each_position_from_the_prompts_last() -> None:

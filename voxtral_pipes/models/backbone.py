@@ -124,10 +124,6 @@ class Backbone:
         state.position = positions
         return hidden, state
 
-    def restart(self, state: StackState) -> None:
-        """Begin new streams in a state that others have left: what they wrote is not seen."""
-        state.position = 0
-
     def warm(self, state: StackState) -> None:
         """Record the single step of a new state ahead of its first frame."""
         batch = state.kv.keys.shape[1]
@@ -170,7 +166,7 @@ class Speaker:
         return self._prefill(ids)
 
     def _prefill(self, ids: list[int], *, record: bool = False) -> Tensor:
-        self._backbone.restart(self._state)
+        self._state.restart()
         x = self._backbone.embed_prompt(torch.tensor(ids), self._voice, self._placeholder)
         hidden, _ = self._backbone.prefill(self._state, x, record=record)
         return hidden

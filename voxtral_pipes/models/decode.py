@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -123,13 +124,21 @@ class Decoder:
         return known
 
     def warm(self, state: StackState, prompt: int) -> None:
-        """Record the single step of a new state, and choose the kernels for its prompt, ahead of its first audio."""
+        """Record the steps of a prompt of so many positions and of a single one ahead of the first audio."""
         batch = state.kv.keys.shape[1]
-        audio, tokens = torch.zeros(batch, 1, self.config.dim), torch.zeros(batch, 1, dtype=torch.int64)
-        self.stack.warm(state, lambda: self.step(state, audio, tokens))
-        if self.device.type == "cuda":
-            self.prefill(state, audio.expand(-1, prompt, -1), tokens.expand(-1, prompt))
-            state.position = 0
+        self.stack.warm(
+            state,
+            *(
+                partial(
+                    self.prefill,
+                    state,
+                    torch.zeros(batch, n, self.config.dim, dtype=self.stack.dtype),
+                    torch.zeros(batch, n, dtype=torch.int64, device=self.device),
+                    record=True,
+                )
+                for n in (prompt, 1)
+            ),
+        )
 
     @torch.inference_mode()
     def step(self, state: StackState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, StackState]:
@@ -140,9 +149,15 @@ class Decoder:
         return self.start_step(state, audio, tokens)(), state
 
     @torch.inference_mode()
-    def start_step(self, state: StackState, audio: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
-        """Start `step`; what is returned gives its result, and must be called before the next is started."""
-        pending = self.stack.start(state, audio.shape[1], audio, tokens, record=audio.shape[1] == 1)
+    def start_step(
+        self, state: StackState, audio: Tensor, tokens: Tensor, *, record: bool = False
+    ) -> Callable[[], Tensor]:
+        """Start `step`; what is returned gives its result, and must be called before the next is started.
+
+        A single position is recorded on CUDA, several only with `record`.
+        """
+        record |= audio.shape[1] == 1
+        pending = self.stack.start(state, audio.shape[1], audio, tokens, record=record)
         return (lambda: pending().cpu()) if state.to_host else pending
 
     def _run(
@@ -155,13 +170,15 @@ class Decoder:
         last = self.stack.normed(x[:, -1])
         return ops.head(last, self.head)
 
-    def prefill(self, state: StackState, audio: Tensor, tokens: Tensor) -> tuple[Tensor, StackState]:
+    def prefill(
+        self, state: StackState, audio: Tensor, tokens: Tensor, *, record: bool = False
+    ) -> tuple[Tensor, StackState]:
         """Run the prompt, audio [B, L, dim] and tokens [B, L], in one pass where it fits the window.
 
         A longer one would evict keys its own first queries need, so the rest of it goes one by one.
         """
         whole = min(audio.shape[1], self.config.window)
-        logits, state = self.step(state, audio[:, :whole], tokens[:, :whole])
+        logits = self.start_step(state, audio[:, :whole], tokens[:, :whole], record=record)()
         for p in range(whole, audio.shape[1]):
             logits, state = self.step(state, audio[:, p : p + 1], tokens[:, p : p + 1])
         return logits, state

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,12 @@ class EncoderState(StackState):
     tails: tuple[Tensor, ...]
     """The last two mel frames, [B, 2, n_mels], and the last output of conv0, [B, 1, dim]; zeros (which in mel are
     not silence) before the first; written in place."""
+
+    def restart(self) -> None:
+        """Begin new streams; memory and graphs stay."""
+        StackState.restart(self)
+        for tail in self.tails:
+            tail.zero_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +101,10 @@ class Encoder:
 
         return EncoderState(kv, 0, run, tails)
 
-    def warm(self, state: EncoderState) -> None:
-        """Record the single step of a new state ahead of its first audio."""
+    def warm(self, state: EncoderState, *tokens: int) -> None:
+        """Record steps of so many embeddings each ahead of the first audio of a new state."""
         silence = torch.zeros(state.tails[0].shape[0], self.token_frames, self.config.n_mels)
-        self.stack.warm(state, lambda: self.step(state, silence))
-        for tail in state.tails:
-            tail.zero_()
+        self.stack.warm(state, *(partial(self.step, state, silence.repeat(1, n, 1)) for n in tokens))
 
     @torch.inference_mode()
     def step(self, state: EncoderState, mel: Tensor) -> tuple[Tensor, EncoderState]:

@@ -40,6 +40,10 @@ class StackState:
     single: Replayed = field(init=False)
     """On CUDA with Triton: `run` as one graph for each small number of positions, wherever they are."""
 
+    def restart(self) -> None:
+        """Begin new streams; memory and graphs stay, and what others wrote is not seen before it is written again."""
+        self.position = 0
+
     def __post_init__(self) -> None:
         run = self.run
         self.graphs = Replayed(lambda *inputs: run(*inputs[:-2], Span.of(*inputs[-2:])))
@@ -146,12 +150,12 @@ class Stack:
         state.position += steps
         return result
 
-    def warm(self, state: StackState, step: Callable[[], object]) -> None:
-        """Have `step`, a step of a new state, recorded ahead of its first input; nothing to do on the CPU."""
+    def warm(self, state: StackState, *steps: Callable[[], object]) -> None:
+        """Have `steps`, first ones of a new state, recorded ahead of its first input; nothing to do on the CPU."""
         if self.device.type == "cuda":
-            for _ in range(2):
+            for step in (*steps, *steps):
                 step()
-            state.position = 0  # what was written is not seen before it is written again
+                state.restart()
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.formats.tekken import PUBLISHED_SPECIAL, Tekken
 from voxtral_pipes.models.decode import Choice, Decoder, greedy_choice
+from voxtral_pipes.models.stack import StackState
 from voxtral_pipes.stages.base import Hello, Output
 from voxtral_pipes.stages.settings import StreamSettings
 from voxtral_pipes.stages.tensors import take_rows, take_vector
@@ -65,6 +66,8 @@ class DecodeStage:
     model: Mapping[str, str] | None = None
     name: str = "vx-decode"
     needs: str = "embeds"
+    _idle: dict[tuple[int, int], list[StackState]] = field(default_factory=dict)
+    """States that streams have left, by delay and prompt: on CUDA each has its graphs, which are dear to make."""
 
     def hello(self) -> Hello:
         """Describe the output: ids, and `logprob` if asked for."""
@@ -74,11 +77,26 @@ class DecodeStage:
         return Hello(out, self.model)
 
     def prepare(self) -> None:
-        """Do nothing: the weights are there."""
+        """Have the steps of the first stream ready on CUDA, where the first ones wait for libraries and graphs."""
+        settings = StreamSettings.of({}, self.config.audio)
+        self._left(settings).append(self._new_state(settings))
 
     def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[DecodeStream, Mapping[str, Any]]:
         """Begin a stream."""
-        return DecodeStream(self, StreamSettings.of(meta, self.config.audio)), meta
+        settings = StreamSettings.of(meta, self.config.audio)
+        left = self._left(settings)
+        state = left.pop() if left else self._new_state(settings)
+        state.restart()
+        return DecodeStream(self, settings, state, left.append), meta
+
+    def _left(self, settings: StreamSettings) -> list[StackState]:
+        return self._idle.setdefault((settings.delay_tokens, settings.prompt_tokens), [])
+
+    def _new_state(self, settings: StreamSettings) -> StackState:
+        finish = partial(greedy_choice, pad=self.ids.pad)
+        state = self.decoder.new_state(settings.delay_tokens, finish=finish)
+        self.decoder.warm(state, settings.prompt_tokens)
+        return state
 
 
 class BlankGuard:
@@ -104,16 +122,21 @@ class BlankGuard:
 class DecodeStream:
     """One stream: embeddings of the prompt until it is complete, then the decoder's state and the last token."""
 
-    def __init__(self, stage: DecodeStage, settings: StreamSettings) -> None:
+    def __init__(
+        self,
+        stage: DecodeStage,
+        settings: StreamSettings,
+        state: StackState,
+        leave: Callable[[StackState], None],
+    ) -> None:
+        """Take a state that nobody else uses; `leave` gets it back."""
         self._decoder = stage.decoder
+        self._state = state
+        self._leave = leave
         self._options = stage.options
         self._ids = stage.ids
         self._settings = settings
         self._token_samples = stage.config.audio.token_samples
-        choose = partial(greedy_choice, pad=stage.ids.pad)
-        self._state = stage.decoder.new_state(settings.delay_tokens, finish=choose)
-        if settings.live:
-            stage.decoder.warm(self._state, settings.prompt_tokens)
         self._prompt: list[torch.Tensor] = []
         self._position = 0
         self._token = torch.empty(1, dtype=torch.int64)
@@ -136,6 +159,7 @@ class DecodeStream:
             if output is not None:
                 yield output
             if self.done:
+                self._leave(self._state)
                 return
 
     def mark(self, meta: Mapping[str, Any]) -> None:
@@ -146,6 +170,7 @@ class DecodeStream:
 
     def flush(self) -> Iterator[Output]:
         """Nothing is held back: a stream shorter than its prompt has no output."""
+        self._leave(self._state)
         yield from ()
 
     def _take_row(self, row: torch.Tensor, level: float) -> Output | None:

@@ -7,8 +7,8 @@ from how the input was cut, so the output bytes do not depend on it either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from voxtral_pipes.config import AsrConfig
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, Tensor
-from voxtral_pipes.models.encode import Encoder
+from voxtral_pipes.models.encode import Encoder, EncoderState
 from voxtral_pipes.stages.base import Hello, Output
 from voxtral_pipes.stages.settings import StreamSettings
 from voxtral_pipes.stages.tensors import WIRE_OF, send_rows, take_rows, take_vector
@@ -37,6 +37,8 @@ class EncodeStage:
     """Embeddings per step; None: 1 if the stream is live, else 32."""
     name: str = "vx-encode"
     needs: str = "mel"
+    _idle: list[EncoderState] = field(default_factory=list)
+    """States that streams have left: on CUDA each has its graphs, which are dear to make."""
 
     def hello(self) -> Hello:
         """Describe the output: `embeds` and, where the input has it, `level`."""
@@ -44,12 +46,22 @@ class EncodeStage:
         return Hello({"embeds": embeds, "level": {"d": "f32", "h": [-1]}}, self.model)
 
     def prepare(self) -> None:
-        """Do nothing: the weights are there."""
+        """Have the steps of the first stream ready on CUDA, where the first ones wait for libraries and graphs."""
+        state = self._new_state()
+        self.encoder.warm(
+            state, *((1, MAX_STEP_TOKENS) if self.chunk_tokens is None else (self.chunk_tokens,))
+        )
+        self._idle.append(state)
 
     def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[EncodeStream, Mapping[str, Any]]:
         """Begin a stream."""
         settings = StreamSettings.of(meta, self.config.audio)
-        return EncodeStream(self, settings), meta
+        state = self._idle.pop() if self._idle else self._new_state()
+        state.restart()
+        return EncodeStream(self, settings, state, self._idle.append), meta
+
+    def _new_state(self) -> EncoderState:
+        return self.encoder.new_state(max(self.chunk_tokens or 1, MAX_STEP_TOKENS))
 
 
 class EncodeStream:
@@ -57,15 +69,21 @@ class EncodeStream:
 
     done = False
 
-    def __init__(self, stage: EncodeStage, settings: StreamSettings) -> None:
+    def __init__(
+        self,
+        stage: EncodeStage,
+        settings: StreamSettings,
+        state: EncoderState,
+        leave: Callable[[EncoderState], None],
+    ) -> None:
+        """Take a state that nobody else uses; `leave` gets it back."""
         self._encoder = stage.encoder
+        self._state = state
+        self._leave = leave
         self._audio = stage.config.audio
         self._settings = settings
         self._chunk = stage.chunk_tokens or (1 if settings.live else MAX_STEP_TOKENS)
         self._lead = settings.left_pad_tokens if settings.live and stage.chunk_tokens is None else 0
-        self._state = stage.encoder.new_state(max(self._chunk, MAX_STEP_TOKENS))
-        if settings.live and self._chunk == 1:
-            stage.encoder.warm(self._state)
         self._mel = torch.empty(0, stage.encoder.config.n_mels)
         self._levels: list[float] | None = []
         """None once a step had no level for each of its embeddings: the rest would not line up."""
@@ -88,6 +106,7 @@ class EncodeStream:
             step = min(left, self._next_step())
             yield self._step(step)
             left -= step
+        self._leave(self._state)
 
     @property
     def _position(self) -> int:
