@@ -1,4 +1,4 @@
-"""What greedy decoding needs to know of the logits, in one launch of Triton: four numbers instead of a vocabulary.
+"""What greedy decoding needs to know of the logits, in one launch of Triton: five numbers instead of a vocabulary.
 
 Equal to `reference.choose`, the sum of exponentials up to rounding; of equal logits the lowest id.
 """
@@ -56,18 +56,20 @@ def _choose(
         total = tl.sum(tl.load(sums + every, cache_modifier=".cg") * tl.exp(all_tops - safe), 0)
         best = tl.max(all_bests, 0)
         numbers = tl.load(ids + every, cache_modifier=".cg")
-        tl.store(chosen + 4 * row, tl.min(tl.where(all_bests == best, numbers, size), 0))
-        tl.store(chosen + 4 * row + 1, best.to(tl.int32, bitcast=True))
+        best_id = tl.min(tl.where(all_bests == best, numbers, size), 0)
+        tl.store(chosen + 5 * row, best_id)
+        tl.store(chosen + 5 * row + 1, best.to(tl.int32, bitcast=True))
         beside = tl.load(logits + row.to(tl.int64) * size + apart)
-        tl.store(chosen + 4 * row + 2, beside.to(tl.int32, bitcast=True))
-        tl.store(chosen + 4 * row + 3, (tl.log(total) + top).to(tl.int32, bitcast=True))
+        tl.store(chosen + 5 * row + 2, beside.to(tl.int32, bitcast=True))
+        tl.store(chosen + 5 * row + 3, (tl.log(total) + top).to(tl.int32, bitcast=True))
+        tl.store(chosen + 5 * row + 4, tl.where(beside >= best, apart, best_id))
         tl.store(counters + row, 0)
 
 
 def choose(logits: Tensor, apart: int) -> Tensor:
-    """Return int32 [B, 4] of logits float32 [B, M]: see `reference.choose`."""
+    """Return int32 [B, 5] of logits float32 [B, M]: see `reference.choose`."""
     rows, size = logits.shape
-    chosen = torch.empty(rows, 4, device=logits.device, dtype=torch.int32)
+    chosen = torch.empty(rows, 5, device=logits.device, dtype=torch.int32)
     tops, sums, bests = torch.empty(3, rows, PARTS, device=logits.device)
     ids = torch.empty(rows, PARTS, device=logits.device, dtype=torch.int32)
     _choose[(rows, PARTS)](

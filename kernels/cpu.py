@@ -115,7 +115,7 @@ def _int4_linear(rows: Tensor, weight: Int4Weight) -> Tensor:
     return y
 
 
-def head(x: Tensor, weight: HeadWeight) -> Tensor:
+def head(x: Tensor, weight: HeadWeight, forbidden: Tensor | None = None) -> Tensor:
     """Multiply by the tied embedding: x [B, N], logits float32 [B, M], the greatest of them exact in float32.
 
     The fast product, rounded to bfloat16, only says which logits can be the greatest; those are computed again from
@@ -125,9 +125,12 @@ def head(x: Tensor, weight: HeadWeight) -> Tensor:
     for row, wide in zip(logits, x.float(), strict=True):
         least, most = row.aminmax()
         margin = CANDIDATE_SHARE * torch.maximum(-least, most)
+        if forbidden is not None:
+            row.masked_fill_(forbidden, -torch.inf)
+            most = row.max()
         candidates = (row >= most - margin).nonzero()[:, 0]
         if len(candidates) > MAX_CANDIDATES:
-            row.copy_(reference.head(wide[None], weight.exact)[0])
+            row.copy_(reference.head(wide[None], weight.exact, forbidden)[0])
         else:
             row[candidates] = reference.embedding(candidates, weight.exact, torch.float32) @ wide
     return logits

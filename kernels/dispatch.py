@@ -40,8 +40,6 @@ FLOAT_ROWS = (1, 2, 4, 8)
 """Rows for which there is a kernel in float32: those of a codec frame on its way."""
 MIN_HEAD = 16
 """Narrowest head of the Triton kernels: a tile of the tensor core."""
-CHOICES = 4
-"""Numbers that `choose` gives of a row."""
 
 Rows = Literal["one", "few", "many"]
 """What a matrix mostly meets: one row at a time, up to 16, or dozens."""
@@ -172,15 +170,16 @@ def embedding_sum(ids: Tensor, offsets: Tensor, weight: Weight, dtype: torch.dty
     return reference.embedding(ids + offsets, _stored(weight), torch.float32).sum(dim=-2).to(dtype)
 
 
-def head(x: Tensor, weight: Weight | HeadWeight) -> Tensor:
-    """Multiply by the tied embedding in float32: x [B, N], weight [M, N], logits float32 [B, M]."""
+def head(x: Tensor, weight: Weight | HeadWeight, forbidden: Tensor | None = None) -> Tensor:
+    """Multiply by the tied embedding in float32: see `reference.head`."""
     if isinstance(weight, HeadWeight):
-        return cpu.head(x, weight)
+        return cpu.head(x, weight, forbidden)
     if isinstance(weight, Q4CudaWeight):
         from voxtral_pipes.kernels.rows import linear_rows
 
-        return torch.cat([linear_rows(row[None], weight, dtype=torch.float32) for row in x.contiguous()])
-    return reference.head(x, _stored(weight))
+        logits = torch.cat([linear_rows(row[None], weight, dtype=torch.float32) for row in x.contiguous()])
+        return logits if forbidden is None else logits.masked_fill_(forbidden, -torch.inf)
+    return reference.head(x, _stored(weight), forbidden)
 
 
 def choose(logits: Tensor, apart: int) -> Tensor:

@@ -34,31 +34,35 @@ class Replayed:
 
     The function gets its inputs on the device.  It may write in place to tensors it closes over, must not read
     anything back to the host, and must do the same for inputs of the same shapes and dtypes; then a replay computes
-    what a call would, bit for bit.  With `to_host` the result comes back on the host.
+    what a call would, bit for bit.  With `to_host` the result comes back on the host.  `ahead` calls may be under way
+    at a time: each has a recording of its own.
     """
 
-    def __init__(self, function: Callable[..., Tensor], *, to_host: bool = False) -> None:
+    def __init__(self, function: Callable[..., Tensor], *, to_host: bool = False, ahead: int = 1) -> None:
         self._function = function
         self._to_host = to_host
+        self._ahead = ahead
+        self._turn = 0
         self._seen: dict[_Key, Tensor] = {}
-        """What calls gave that have not been recorded; only shape and dtype matter."""
-        self._captured: dict[_Key, _Captured] = {}
+        """What first calls gave; only shape and dtype matter."""
+        self._captured: dict[tuple[int, _Key], _Captured] = {}
 
     def __call__(self, device: torch.device, *inputs: Tensor) -> Tensor:
         """Call the function with `inputs`, which may lie on the host; the result is the caller's to keep."""
         return self.start(device, *inputs)()
 
     def start(self, device: torch.device, *inputs: Tensor) -> Callable[[], Tensor]:
-        """Start a call; what is returned waits for its result, and must be called before another is started."""
+        """Start a call; what is returned waits for its result.  Results are asked for in order."""
         key = self._key(inputs)
-        captured = self._captured.get(key)
-        if captured is None and key not in self._seen:
+        if key not in self._seen:
             # The first call chooses algorithms and fills caches, which must not happen inside a recording.
             result = self._function(*(tensor.to(device) for tensor in inputs))
             self._seen[key] = torch.empty_like(result, device="meta")
             return (lambda: result.cpu()) if self._to_host else (lambda: result)
+        self._turn = (self._turn + 1) % self._ahead
+        captured = self._captured.get((self._turn, key))
         if captured is None:
-            captured = self._captured[key] = self._capture(device, inputs, self._seen.pop(key))
+            captured = self._captured[self._turn, key] = self._capture(device, inputs, self._seen[key])
         captured.done.synchronize()
         for staged, tensor in zip(captured.staged, inputs, strict=True):
             staged.copy_(tensor)
@@ -73,7 +77,7 @@ class Replayed:
 
     def knows(self, *inputs: Tensor) -> bool:
         """Tell whether inputs like these have been recorded."""
-        return self._key(inputs) in self._captured
+        return self._key(inputs) in {key for _, key in self._captured}
 
     @staticmethod
     def _key(inputs: tuple[Tensor, ...]) -> _Key:

@@ -46,8 +46,17 @@ def embedding(ids: Tensor, weight: Tensor | PackedWeight, dtype: torch.dtype) ->
     return weight[ids].to(dtype)
 
 
-def head(x: Tensor, weight: Tensor | PackedWeight) -> Tensor:
+def head(x: Tensor, weight: Tensor | PackedWeight, forbidden: Tensor | None = None) -> Tensor:
     """Multiply by the tied embedding in float32: x [B, N], weight [M, N], logits float32 [B, M].
+
+    `forbidden`, bool [M], says which cannot be chosen: their logits are -inf.
+    """
+    logits = _head(x, weight)
+    return logits if forbidden is None else logits.masked_fill_(forbidden, -torch.inf)
+
+
+def _head(x: Tensor, weight: Tensor | PackedWeight) -> Tensor:
+    """Multiply in float32.
 
     bfloat16 logits tie and then the argmax is arbitrary (asr.md section 9), so products and sums are float32.
     """
@@ -77,14 +86,17 @@ def head(x: Tensor, weight: Tensor | PackedWeight) -> Tensor:
 def choose(logits: Tensor, apart: int) -> Tensor:
     """Say what greedy decoding needs to know of logits float32 [B, M], on the same device.
 
-    Returns int32 [B, 4]: the id with the greatest logit but `apart`; and, as the bits of float32, that logit, the one
-    of `apart`, and the logarithm of the sum of all exponentials.
+    Returns int32 [B, 5]: the id with the greatest logit but `apart`; as the bits of float32, that logit, the one of
+    `apart`, and the logarithm of the sum of all exponentials; and the more likely of both ids, of equals `apart`.
     """
     others = logits.clone()
     others[:, apart] = -torch.inf
     best, ids = others.max(dim=-1)
     numbers = torch.stack((best, logits[:, apart], logits.logsumexp(dim=-1)), dim=-1)
-    return torch.cat((ids[:, None].to(torch.int32), numbers.view(torch.int32)), dim=-1)
+    chosen = torch.where(logits[:, apart] >= best, apart, ids)
+    return torch.cat(
+        (ids[:, None].to(torch.int32), numbers.view(torch.int32), chosen[:, None].to(torch.int32)), dim=-1
+    )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -91,8 +91,8 @@ class Cases:
         from voxtral_pipes.kernels.choose import choose
 
         got, expected = choose(logits.to(self.device), apart), ref.choose(logits.to(self.device), apart)
-        numbers, theirs = (each[:, 1:].contiguous().view(torch.float32) for each in (got, expected))
-        return torch.equal(got[:, 0], expected[:, 0]), float((numbers - theirs).abs().max())
+        numbers, theirs = (each[:, 1:4].contiguous().view(torch.float32) for each in (got, expected))
+        return torch.equal(got[:, ::4], expected[:, ::4]), float((numbers - theirs).abs().max())
 
     def float_rows(
         self, rows: int, n_in: int, n_out: int, *, norm: bool, gated: bool, residual: bool

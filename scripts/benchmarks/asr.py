@@ -102,8 +102,8 @@ class Loaded:
             self.load_s.append(time.perf_counter() - started)
             return part
 
-        self.encoder: Encoder = timed(opened.encoder)
-        self.decoder: Decoder = timed(opened.decoder)
+        self.encode = EncodeStage(timed(opened.encoder), self.config)
+        self.decode = DecodeStage(timed(opened.decoder), self.config)
 
 
 def memory(opened: Opened, seconds: Sequence[float]) -> dict[str, float]:
@@ -133,10 +133,10 @@ def file_run(model: Loaded, audio: np.ndarray) -> dict[str, float]:
     mel_frames = mel_of(audio, live=False)
     times["mel ms"] = 1e3 * (time.perf_counter() - started)
     started = time.perf_counter()
-    embeds = list(Drive(EncodeStage(model.encoder, model.config), mel_frames).run())
+    embeds = list(Drive(model.encode, mel_frames).run())
     times["encode ms"] = 1e3 * (time.perf_counter() - started)
     started = time.perf_counter()
-    ids = sum(len(f.ids or ()) for f in Drive(DecodeStage(model.decoder, model.config), embeds).run())
+    ids = sum(len(f.ids or ()) for f in Drive(model.decode, embeds).run())
     times["decode ms"] = 1e3 * (time.perf_counter() - started)
     times["total ms"] = sum(times.values())
     times["tokens"] = ids
@@ -174,8 +174,8 @@ def pcm(audio: np.ndarray) -> bytes:
 def live_ticks(model: Loaded, audio: np.ndarray, paced: bool) -> dict[str, float]:
     """Feed 80 ms at a time, at the speed of speech if `paced`, and time each tick from audio to token."""
     mel, _ = mel_stage(model.config.audio).open(RATE_HZ, live=True, source="bench")
-    encoder, meta = EncodeStage(model.encoder, model.config).open(0, {"live": True})
-    decoder, _ = DecodeStage(model.decoder, model.config).open(0, meta)
+    encoder, meta = model.encode.open(0, {"live": True})
+    decoder, _ = model.decode.open(0, meta)
     ticks: list[float] = []
     first = 0.0
     started = time.perf_counter()

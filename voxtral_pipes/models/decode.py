@@ -24,6 +24,8 @@ from voxtral_pipes.models.cache import RingKV, Span
 from voxtral_pipes.models.layers import Linear, dense, time_embedding
 from voxtral_pipes.models.stack import Stack, StackState
 
+CHOSEN = -1
+"""Stands for a token: the one that the step before has chosen, in states that were made with `finish`."""
 EMBEDDING = "mm_streams_embeddings.embedding_module.tok_embeddings.weight"
 
 
@@ -40,8 +42,8 @@ class Choice:
 
     @classmethod
     def of(cls, row: Tensor) -> Choice:
-        """Read int32 [4] as `ops.choose` gives it."""
-        return cls(int(row[0]), *row[1:].view(torch.float32).tolist())
+        """Read int32 [5] as `ops.choose` gives it."""
+        return cls(int(row[0]), *row[1:4].view(torch.float32).tolist())
 
     def prefers_pad(self, penalty: float) -> bool:
         """Tell whether the pad, its logit less `penalty`, is the most likely id."""
@@ -99,16 +101,23 @@ class Decoder:
         """Begin `batch` streams with one delay.
 
         The ring holds exactly the window: later steps are single, and the first step evicts nothing.  With `finish`,
-        what it makes of the logits is what steps give, on the host; being part of the step, it saves moving the rest.
+        what it makes of the logits is what steps give, on the host: integers [B, n], the last of which is the token
+        that was chosen.  It is part of the step: few bytes leave the device, and the next step can be started before,
+        with the token `CHOSEN`.
         """
+        last = torch.zeros(batch, 1, dtype=torch.int64, device=self.device)
         kv = self.stack.new_kv(batch=batch, window=self.config.window, max_step=1)
         norms = self.ffn_norms(delay_tokens)
 
         def run(audio: Tensor, tokens: Tensor, turn: Tensor, span: Span) -> Tensor:
-            logits = self._run(kv, norms, audio, tokens, turn, span)
-            return logits if finish is None else finish(logits)
+            if finish is None:
+                return self._run(kv, norms, audio, tokens, turn, span)
+            tokens = torch.where(tokens == CHOSEN, last, tokens)
+            choice = finish(self._run(kv, norms, audio, tokens, turn, span))
+            last.copy_(choice[:, -1:])
+            return choice
 
-        return StackState(kv, 0, run, to_host=finish is not None)
+        return StackState(kv, 0, run, to_host=finish is not None, ahead=1 if finish is None else 2)
 
     @torch.inference_mode()
     def ffn_norms(self, delay_tokens: int) -> tuple[Tensor, ...]:
@@ -152,7 +161,7 @@ class Decoder:
     def start_step(
         self, state: StackState, audio: Tensor, tokens: Tensor, *, record: bool = False
     ) -> Callable[[], Tensor]:
-        """Start `step`; what is returned gives its result, and must be called before the next is started.
+        """Start `step`; what is returned gives its result (see `Stack.start`).
 
         A single position is recorded on CUDA, several only with `record`.
         """
@@ -185,7 +194,7 @@ class Decoder:
 
 
 def greedy_choice(logits: Tensor, pad: int) -> Tensor:
-    """Reduce logits float32 [B, vocab] to what `Choice` is made of, int32 [B, 4]; for `Decoder.new_state`."""
+    """Reduce logits float32 [B, vocab] to what `Choice` is made of, int32 [B, 5]; for `Decoder.new_state`."""
     return ops.choose(logits, pad)
 
 

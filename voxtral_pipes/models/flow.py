@@ -22,7 +22,7 @@ from torch import Tensor
 from voxtral_pipes.config import FlowConfig
 from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.graphs import Replayed
-from voxtral_pipes.kernels.packed import Weight
+from voxtral_pipes.kernels.packed import HeadWeight, Weight
 from voxtral_pipes.models.codes import CODE_OFFSET, EMPTY_AUDIO, END_AUDIO
 from voxtral_pipes.models.layers import Block, Linear, dense, time_embedding
 from voxtral_pipes.models.tts_shapes import FLOW
@@ -36,7 +36,9 @@ class Flow:
     input_projection: Linear
     time_projection: Linear
     llm_projection: Linear
-    semantic_output: Weight
+    semantic_output: Weight | HeadWeight
+    forbidden: tuple[Tensor, Tensor]
+    """bool [rows of semantic_output]: what is no semantic code, without END_AUDIO and with it."""
     acoustic_output: Linear
     blocks: tuple[Block, ...]
     norm: Tensor
@@ -48,12 +50,16 @@ class Flow:
     def of(cls, tensors: Mapping[str, Weight], config: FlowConfig) -> Flow:
         """Assemble from tensors under their released names, all on one device."""
         norm = dense(tensors, f"{FLOW}norm.weight")
+        semantic = tensors[f"{FLOW}semantic_codebook_output.weight"]
+        codes = torch.arange(semantic.shape[0], device=norm.device)
+        forbidden = (codes == EMPTY_AUDIO) | (codes >= CODE_OFFSET + config.semantic_size)
         return cls(
             config=config,
             input_projection=Linear.of(tensors, f"{FLOW}input_projection"),
             time_projection=Linear.of(tensors, f"{FLOW}time_projection"),
             llm_projection=Linear.of(tensors, f"{FLOW}llm_projection").prepared(norm.dtype),
-            semantic_output=ops.prepare_table(tensors[f"{FLOW}semantic_codebook_output.weight"], norm.dtype),
+            semantic_output=ops.prepare_head(ops.prepare_table(semantic, norm.dtype), norm.dtype),
+            forbidden=(forbidden, forbidden | (codes == END_AUDIO)),
             acoustic_output=Linear.of(tensors, f"{FLOW}acoustic_codebook_output").prepared(
                 norm.dtype, rows="few"
             ),
@@ -87,11 +93,7 @@ class Flow:
     @torch.inference_mode()
     def semantic(self, hidden: Tensor, *, allow_end: bool = True) -> Tensor:
         """Return the semantic code of each row, int64 [B], special offset included; of equals the lowest."""
-        logits = ops.head(hidden, self.semantic_output)
-        logits[:, EMPTY_AUDIO] = -torch.inf
-        logits[:, CODE_OFFSET + self.config.semantic_size :] = -torch.inf
-        if not allow_end:
-            logits[:, END_AUDIO] = -torch.inf
+        logits = ops.head(hidden, self.semantic_output, self.forbidden[not allow_end])
         best = logits.max(dim=-1, keepdim=True).values
         numbers = torch.arange(logits.shape[1], device=logits.device)
         return torch.where(logits == best, numbers, logits.shape[1]).min(dim=-1).values

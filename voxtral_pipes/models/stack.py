@@ -35,6 +35,8 @@ class StackState:
     """Bound to this state's own tensors."""
     to_host: bool = field(default=False, kw_only=True)
     """What a few positions give is wanted on the host."""
+    ahead: int = field(default=1, kw_only=True)
+    """Steps of a few positions that may be under way at a time."""
     graphs: Replayed = field(init=False)
     """On CUDA: `run` as graphs, a span as its slots and mask."""
     single: Replayed = field(init=False)
@@ -47,7 +49,9 @@ class StackState:
     def __post_init__(self) -> None:
         run = self.run
         self.graphs = Replayed(lambda *inputs: run(*inputs[:-2], Span.of(*inputs[-2:])))
-        self.single = Replayed(lambda *inputs: run(*inputs[:-1], Span.one(inputs[-1])), to_host=self.to_host)
+        self.single = Replayed(
+            lambda *inputs: run(*inputs[:-1], Span.one(inputs[-1])), to_host=self.to_host, ahead=self.ahead
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +129,10 @@ class Stack:
     def start(
         self, state: StackState, steps: int, *inputs: Tensor, record: bool = True
     ) -> Callable[[], Tensor]:
-        """Start what `advance` does; what is returned gives the result, and must be called before the next is started.
+        """Start what `advance` does; what is returned gives the result.
 
-        A few positions on CUDA are under way meanwhile; all else is done when this returns.
+        A few positions on CUDA are under way meanwhile, up to `state.ahead` such steps, whose results are asked for in
+        order; all else is done when this returns.
         """
         if steps <= self.few_positions and state.kv.keys.shape[1] == 1:
             turn = self.rotary.at(state.position, steps)
@@ -153,9 +158,11 @@ class Stack:
     def warm(self, state: StackState, *steps: Callable[[], object]) -> None:
         """Have `steps`, first ones of a new state, recorded ahead of its first input; nothing to do on the CPU."""
         if self.device.type == "cuda":
-            for step in (*steps, *steps):
-                step()
-                state.restart()
+            for step in steps:
+                for _ in range(1 + state.ahead):
+                    state.restart()
+                    step()
+            state.restart()
 
     def __call__(
         self,

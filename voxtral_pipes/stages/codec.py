@@ -44,9 +44,10 @@ class CodecStage:
 
     def prepare(self) -> None:
         """Have the step of the first stream ready on CUDA, where the first ones wait for libraries and graphs."""
-        state = self.codec.new_state()
-        self.codec.warm(state)
-        self._idle.append(state)
+        if not self._idle:
+            state = self.codec.new_state()
+            self.codec.warm(state)
+            self._idle.append(state)
 
     def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[CodecStream, Mapping[str, Any]]:
         """Begin a stream."""

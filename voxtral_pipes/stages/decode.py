@@ -18,7 +18,7 @@ from voxtral_pipes.config import AsrConfig
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.formats.tekken import PUBLISHED_SPECIAL, Tekken
-from voxtral_pipes.models.decode import Choice, Decoder, greedy_choice
+from voxtral_pipes.models.decode import CHOSEN, Choice, Decoder, greedy_choice
 from voxtral_pipes.models.stack import StackState
 from voxtral_pipes.stages.base import Hello, Output
 from voxtral_pipes.stages.settings import StreamSettings
@@ -79,7 +79,8 @@ class DecodeStage:
     def prepare(self) -> None:
         """Have the steps of the first stream ready on CUDA, where the first ones wait for libraries and graphs."""
         settings = StreamSettings.of({}, self.config.audio)
-        self._left(settings).append(self._new_state(settings))
+        if not self._left(settings):
+            self._left(settings).append(self._new_state(settings))
 
     def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[DecodeStream, Mapping[str, Any]]:
         """Begin a stream."""
@@ -139,7 +140,7 @@ class DecodeStream:
         self._token_samples = stage.config.audio.token_samples
         self._prompt: list[torch.Tensor] = []
         self._position = 0
-        self._token = torch.empty(1, dtype=torch.int64)
+        self._token = CHOSEN
         self._ahead: Callable[[], torch.Tensor] | None = None
         """The step of the next row, if it has been started."""
         self._audio_end: int | None = None
@@ -153,9 +154,8 @@ class DecodeStream:
         levels = take_vector(frame, "level") if self._guard else []
         for i in range(rows.shape[0]):
             level = levels[i] if i < len(levels) else 0.0
-            output = self._take_row(rows[i : i + 1], level)
-            if output is not None and self._decoder.works_aside and i + 1 < rows.shape[0] and not self.done:
-                self._ahead = self._start(rows[i + 1 : i + 2])
+            following = rows[i + 1 : i + 2] if i + 1 < rows.shape[0] else None
+            output = self._take_row(rows[i : i + 1], following, level)
             if output is not None:
                 yield output
             if self.done:
@@ -173,7 +173,8 @@ class DecodeStream:
         self._leave(self._state)
         yield from ()
 
-    def _take_row(self, row: torch.Tensor, level: float) -> Output | None:
+    def _take_row(self, row: torch.Tensor, following: torch.Tensor | None, level: float) -> Output | None:
+        """Take an embedding [1, dim]; with `following`, the next one, a device is kept busy meanwhile."""
         if self._position < self._settings.prompt_tokens - 1:
             self._prompt.append(row)
             self._position += 1
@@ -182,15 +183,18 @@ class DecodeStream:
             choice = self._prefill(torch.cat((*self._prompt, row)))
             self._prompt.clear()
         else:
-            choice = (self._ahead or self._start(row))()
+            pending = self._ahead or self._start(row, self._token)
             self._ahead = None
+            if following is not None and self._decoder.works_aside and self._guard is None:
+                self._ahead = self._start(following, CHOSEN)
+            choice = pending()
         output = self._decide(Choice.of(choice[0]), level)
         self._position += 1
         return output
 
-    def _start(self, row: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Start the step of an embedding [1, dim] behind the last token."""
-        return self._decoder.start_step(self._state, row[None], self._token[None])
+    def _start(self, row: torch.Tensor, token: int) -> Callable[[], torch.Tensor]:
+        """Start the step of an embedding [1, dim] behind a token."""
+        return self._decoder.start_step(self._state, row[None], torch.tensor([[token]]))
 
     def _prefill(self, rows: torch.Tensor) -> torch.Tensor:
         prompt = [self._ids.bos] + [self._ids.pad] * (rows.shape[0] - 1)
@@ -206,7 +210,7 @@ class DecodeStream:
             )
         pads = choice.prefers_pad(self._guard.penalty() if self._guard else 0.0)
         token, logit = (self._ids.pad, choice.pad_logit) if pads else (choice.id, choice.logit)
-        self._token = torch.tensor([token])
+        self._token = token
         if self._guard:
             self._guard.saw(token == self._ids.pad, level)
         tensors = {}

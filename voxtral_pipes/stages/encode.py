@@ -47,11 +47,10 @@ class EncodeStage:
 
     def prepare(self) -> None:
         """Have the steps of the first stream ready on CUDA, where the first ones wait for libraries and graphs."""
-        state = self._new_state()
-        self.encoder.warm(
-            state, *((1, MAX_STEP_TOKENS) if self.chunk_tokens is None else (self.chunk_tokens,))
-        )
-        self._idle.append(state)
+        if not self._idle:
+            state, chunk = self._new_state(), self.chunk_tokens
+            self.encoder.warm(state, *((1, MAX_STEP_TOKENS) if chunk is None else (chunk,)))
+            self._idle.append(state)
 
     def open(self, stream: int, meta: Mapping[str, Any]) -> tuple[EncodeStream, Mapping[str, Any]]:
         """Begin a stream."""
