@@ -43,8 +43,8 @@ class Replayed:
         self._to_host = to_host
         self._ahead = ahead
         self._turn = 0
-        self._seen: dict[_Key, Tensor] = {}
-        """What first calls gave; only shape and dtype matter."""
+        self._seen: dict[_Key, tuple[torch.Size, torch.dtype]] = {}
+        """What first calls gave."""
         self._captured: dict[tuple[int, _Key], _Captured] = {}
 
     def __call__(self, device: torch.device, *inputs: Tensor) -> Tensor:
@@ -57,12 +57,12 @@ class Replayed:
         if key not in self._seen:
             # The first call chooses algorithms and fills caches, which must not happen inside a recording.
             result = self._function(*(tensor.to(device) for tensor in inputs))
-            self._seen[key] = torch.empty_like(result, device="meta")
+            self._seen[key] = result.shape, result.dtype
             return (lambda: result.cpu()) if self._to_host else (lambda: result)
         self._turn = (self._turn + 1) % self._ahead
         captured = self._captured.get((self._turn, key))
         if captured is None:
-            captured = self._captured[self._turn, key] = self._capture(device, inputs, self._seen[key])
+            captured = self._captured[self._turn, key] = self._capture(device, inputs, *self._seen[key])
         captured.done.synchronize()
         for staged, tensor in zip(captured.staged, inputs, strict=True):
             staged.copy_(tensor)
@@ -83,12 +83,14 @@ class Replayed:
     def _key(inputs: tuple[Tensor, ...]) -> _Key:
         return tuple((tensor.shape, tensor.dtype, tensor.is_cuda) for tensor in inputs)
 
-    def _capture(self, device: torch.device, inputs: tuple[Tensor, ...], result: Tensor) -> _Captured:
-        """Record one call, which will give something like `result`; recording computes nothing."""
+    def _capture(
+        self, device: torch.device, inputs: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype
+    ) -> _Captured:
+        """Record one call, whose result is of that shape and dtype; recording computes nothing."""
         pool = next((known.graph.pool() for known in self._captured.values()), None)
         staged = tuple(torch.empty_like(tensor, pin_memory=not tensor.is_cuda) for tensor in inputs)
         given = tuple(torch.empty_like(tensor, device=device) for tensor in inputs)
-        host = torch.empty_like(result, device="cpu", pin_memory=True) if self._to_host else None
+        host = torch.empty(shape, dtype=dtype, pin_memory=True) if self._to_host else None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             for target, source in zip(given, staged, strict=True):
