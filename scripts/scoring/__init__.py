@@ -1,0 +1,1 @@
+"""Word error rates of the real pipes; what `scripts/wer` is made of."""
