@@ -10,6 +10,8 @@ import torch
 from benchmarks.report import median, synchronize
 
 Call = Callable[[], object]
+COPIED_BYTES = 1 << 30
+"""On CUDA: less is not enough to reach the memory's full speed."""
 GRAPH_CALLS = 32
 """Calls in a graph, at least: what it takes to start one is spread over them."""
 
@@ -56,10 +58,11 @@ def _graph_seconds(calls: Sequence[Call], device: torch.device, repeats: int) ->
 def memory_speed(device: torch.device, size: int, repeats: int) -> float:
     """Return bytes a second: on CUDA of a copy, read and written; on the CPU of reading, by all threads of torch.
 
-    `size` is what is copied or read at a time, in bytes.
+    `size` is what is read at a time on the CPU, in bytes.
     """
-    source = torch.ones(size // 4, device=device)
     if device.type == "cpu":
+        source = torch.ones(size // 4)
         return source.nbytes / seconds_each([source.sum], device, repeats)
+    source = torch.ones(COPIED_BYTES // 4, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds_each([lambda: target.copy_(source)], device, repeats)
