@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voxtral_pipes.kernels import cpu, reference, waiting
+from voxtral_pipes.kernels import cpu, int4, reference, waiting
 from voxtral_pipes.kernels.device import (
     check_kernels,
     has_triton,
@@ -54,7 +54,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
         if dtype == torch.bfloat16 and wants_triton():
-            how = "Triton kernels for up to 16 rows of BF16 or Q4_0 weights, cuBLAS for more"
+            how = "Triton kernels for up to 16 rows of BF16 or Q4_0 weights, cuBLAS for more; Q8_0 as BF16"
         elif wants_triton():
             how = "Triton kernels for up to 8 rows of dense weights, plain torch for the rest"
         elif not has_triton():
@@ -62,6 +62,8 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
         how += ", in CUDA graphs"
     elif _lays_out(device, dtype):
         how = "oneDNN and int4 kernels, weights laid out for them"
+        if not int4.lanes():
+            how += " (the int4 kernel's order is another than known, so Q4_0 takes long to load)"
     return f"computing in {str(dtype).removeprefix('torch.')} on {where} with {how}"
 
 

@@ -33,7 +33,7 @@ class Cases:
     def packed(self, n_out: int, n_in: int) -> PackedWeight:
         """Q4_0 with scales of both signs, as their rounding rules give them."""
         codes = torch.randint(256, (n_out, n_in // 32, 18), dtype=torch.uint8, generator=self._generator)
-        scales = torch.randn(n_out, n_in // 32, 1, generator=self._generator) * n_in**-0.5 / 4
+        scales = torch.randn(n_out, n_in // 32, 1, generator=self._generator) * n_in**-0.5 / 8
         codes[..., :2] = scales.to(torch.float16).view(torch.uint8)
         return PackedWeight("q4_0", codes.to(self.device))
 

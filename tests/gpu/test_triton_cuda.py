@@ -17,7 +17,7 @@ TOLERANCE = 4e-2
 """A few units in the last place of bfloat16 at 4."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cases() -> Cases:
     return Cases(dispatch.pick_device("cuda"), torch.bfloat16)
 

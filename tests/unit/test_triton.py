@@ -26,7 +26,7 @@ TOLERANCE = 4e-3
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cases() -> Cases:
     return Cases(CPU, torch.float16)
 
