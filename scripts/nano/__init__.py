@@ -1,0 +1,1 @@
+"""Training data and training of the nano models, for `scripts/pack-nano-asr` and `scripts/train-nano-asr`."""
