@@ -1,31 +1,33 @@
-"""The header of a GGUF as it is stored: what cuts and joins these files needs (formats.md sections 0 and 3.2).
+"""The header of a GGUF v2 or v3: values, and where every byte of it lies (formats.md sections 0 and 3.2).
 
-`formats.gguf` reads the values of a model that is to be computed with.  Here the bytes of every metadata pair
-and table entry are kept, in their order, and the types of other projects' files are known by their sizes.
-Nothing the file says is believed before it is checked against the size of the file.
+`formats.gguf` builds on it what computing needs, `formats.shard` what cuts and joins.  The `gguf` package opens neither
+raw shards nor sets, so the header is parsed here, over files one behind the other; the types of other projects' files
+are known by their sizes.  Nothing the file says is believed before it is checked against the size of the file.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from typing import Any
 
 from voxtral_pipes.errors import BadModelError
-from voxtral_pipes.formats.gguf import (
-    ALIGNMENT,
-    MAGIC,
-    MAX_DEPTH,
-    MAX_ITEMS,
-    MAX_KEYS,
-    MAX_NAME_BYTES,
-    MAX_TENSORS,
-    MAX_TEXT_BYTES,
-)  # fmt: skip
-from voxtral_pipes.formats.pieces import PIECE_BYTES, Pieces
+from voxtral_pipes.formats.pieces import Pieces
+
+MAGIC = b"GGUF"
+ALIGNMENT = 32
+
+MAX_TENSORS = 1 << 16
+MAX_KEYS = 1 << 13
+MAX_NAME_BYTES = 1 << 10
+MAX_TEXT_BYTES = 1 << 12
+"""Longer metadata strings (chat templates) are passed over like arrays."""
+MAX_ITEMS = 1 << 22
+"""Strings and nested arrays in all metadata arrays of one file; scalar arrays are skipped in one step."""
+MAX_DEPTH = 4
 
 TYPES: Mapping[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
@@ -45,6 +47,7 @@ _SCALARS: Mapping[int, struct.Struct] = {
     10: struct.Struct("<Q"), 11: struct.Struct("<q"), 12: struct.Struct("<d"),
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_AHEAD_BYTES, _PAGE_BYTES = 1 << 16, 1 << 12
 
 
 def padded(size: int, alignment: int) -> int:
@@ -59,12 +62,21 @@ class Entry:
     name: str
     shape: tuple[int, ...]
     """Row-major (torch) order."""
-    type: str
+    kind: int
+    """The ggml type."""
     nbytes: int
     begin: int
     """Of its first byte, from the beginning of the file."""
-    head: bytes
-    """The entry as stored, without the offset at its end."""
+
+    @property
+    def type(self) -> str:
+        """The name of the type."""
+        return TYPES[self.kind][0]
+
+    @property
+    def head(self) -> bytes:
+        """The entry as stored, without the offset at its end."""
+        return entry_head(self.name, self.shape, self.kind)
 
 
 class GgufTable:
@@ -87,16 +99,28 @@ class GgufTable:
         """Where the pair of each key lies, first byte and end."""
         n_tensors = self._counts()
         self.alignment = self._alignment()
-        entries = [self._entry() for _ in range(n_tensors)]
+        rows = [self._row() for _ in range(n_tensors)]
+        self._ahead = b""
         self.data_start = padded(self._at, self.alignment)
         """Where the data begin."""
-        self.entries = tuple(self._placed(entries))
+        self.check_types([name for name, *_ in rows], [kind for _, _, kind, _ in rows])
+        self.entries = tuple(self._placed(rows))
         self.end = max((entry.begin + entry.nbytes for entry in self.entries), default=self._at)
         """Where the last tensor ends."""
 
     def fail(self, what: str) -> BadModelError:
         """Make the error for something wrong in this file."""
         return BadModelError(f"{self.label}: {what}")
+
+    def check_types(self, names: Sequence[str], kinds: Sequence[int]) -> None:
+        """Check that the ggml types of all tensors are known.
+
+        Raises:
+            BadModelError: one is not.
+        """
+        for name, kind in zip(names, kinds, strict=True):
+            if kind not in TYPES:
+                raise self.fail(f"tensor {name!r:.120} has the unknown ggml type {kind}")
 
     def check_contiguous(self) -> None:
         """Check that each tensor begins where the one before it ends, padding aside, as ggml demands.
@@ -122,10 +146,12 @@ class GgufTable:
             )
 
     def _take(self, size: int) -> bytes:
-        """Read the next `size` bytes, a megabyte at most; a window of the file is held."""
+        """Read the next `size` bytes, a few kilobytes at most; a window of the file is held."""
         begin = self._at - self._ahead_at
-        if not 0 <= begin <= begin + size <= len(self._ahead):
-            length = min(max(size, PIECE_BYTES), max(size, self.source.size - self._at))
+        if begin + size > len(self._ahead):
+            # After a jump there may be another one.
+            ahead = _PAGE_BYTES if begin > len(self._ahead) + _PAGE_BYTES else _AHEAD_BYTES
+            length = max(size, min(ahead, self.source.size - self._at))
             self._ahead, self._ahead_at, begin = self.source.read(self._at, length), self._at, 0
         self._at += size
         return self._ahead[begin : begin + size]
@@ -196,7 +222,10 @@ class GgufTable:
         if self._items > MAX_ITEMS:
             raise self.fail(f"metadata arrays hold more than {MAX_ITEMS} items")
         for _ in range(count):
-            self._value(item, depth + 1)
+            if item == _STRING:
+                self._skip(self._u64())
+            else:
+                self._value(item, depth + 1)
         return None
 
     def _alignment(self) -> int:
@@ -205,29 +234,30 @@ class GgufTable:
             raise self.fail(f"general.alignment is {alignment!r:.40}, not a power of two")
         return alignment
 
-    def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
+    def _row(self) -> tuple[str, tuple[int, ...], int, int]:
         """Read (name, torch shape, ggml type, offset) of one tensor."""
         name = self._name("a tensor name")
         n_dims = self._u32()
         if not 1 <= n_dims <= 4:
             raise self.fail(f"tensor {name!r:.120} has {n_dims} dimensions; 1 to 4 are allowed")
-        shape = tuple(reversed([self._u64() for _ in range(n_dims)]))
-        return name, shape, self._u32(), self._u64()
+        *ne, kind, offset = struct.unpack(f"<{n_dims}QIQ", self._take(8 * n_dims + 12))
+        return name, tuple(reversed(ne)), kind, offset
 
-    def _placed(self, table: list[tuple[str, tuple[int, ...], int, int]]) -> Iterator[Entry]:
+    def _placed(self, rows: list[tuple[str, tuple[int, ...], int, int]]) -> Iterator[Entry]:
         """Check every entry against the type table and the file; the data may not overlap."""
         seen: set[str] = set()
         data: list[tuple[int, int, str]] = []
-        for name, shape, kind, offset in table:
+        for name, shape, kind, offset in rows:
             where = f"tensor {name!r:.120}"
             if name in seen:
                 raise self.fail(f"{where} is there twice")
             seen.add(name)
-            if kind not in TYPES:
-                raise self.fail(f"{where} has the unknown ggml type {kind}")
             type_name, elements, size = TYPES[kind]
-            if min(shape) < 1:
-                raise self.fail(f"{where} has the shape {shape}")
+            # The densest block holds 256 weights in 50 bytes.
+            if min(shape) < 1 or prod(shape) > 8 * self.source.size:
+                raise self.fail(
+                    f"{where} has the shape {shape}, which does not fit a file of {self.source.size} bytes"
+                )
             if shape[-1] % elements:
                 raise self.fail(
                     f"{where} is {type_name} with rows of {shape[-1]}, not a multiple of {elements}"
@@ -241,7 +271,7 @@ class GgufTable:
                     "shard is missing"
                 )
             data.append((begin, begin + nbytes, name))
-            yield Entry(name, shape, type_name, nbytes, begin, entry_head(name, shape, kind))
+            yield Entry(name, shape, kind, nbytes, begin)
         data.sort()
         for (_, end, before), (begin, _, name) in pairwise(data):
             if begin < end:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from voxtral_pipes.formats.gguf import ALIGNMENT, MAGIC, TYPE_NAMES
-from voxtral_pipes.formats.gguf_table import entry_head, padded
+from voxtral_pipes.formats.gguf import TYPE_NAMES
+from voxtral_pipes.formats.gguf_table import ALIGNMENT, MAGIC, entry_head, padded
 from voxtral_pipes.formats.table import TYPE_SIZES, TensorInfo
 
 _CODES = {name: code for code, name in TYPE_NAMES.items()}

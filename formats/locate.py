@@ -13,7 +13,8 @@ from typing import Literal
 
 from voxtral_pipes.errors import BadModelError, NoModelError
 from voxtral_pipes.formats.family import ASR, MODEL_VARIABLE, recognise
-from voxtral_pipes.formats.gguf import MAGIC, GgufFile
+from voxtral_pipes.formats.gguf import GgufFile
+from voxtral_pipes.formats.gguf_table import MAGIC
 from voxtral_pipes.formats.safetensors import SafetensorsFile
 from voxtral_pipes.formats.settings import Settings
 from voxtral_pipes.formats.table import TensorFile

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from voxtral_pipes.errors import BadInputError, OutputError
-from voxtral_pipes.formats.gguf import ALIGNMENT, MAGIC
-from voxtral_pipes.formats.gguf_table import Entry, GgufTable, padded
+from voxtral_pipes.formats.gguf_table import ALIGNMENT, MAGIC, Entry, GgufTable, padded
 from voxtral_pipes.formats.new_files import NewFiles, refuse_existing
 from voxtral_pipes.formats.shard_set import (
     MANIFEST,

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.family import foreign, recognise
-from voxtral_pipes.formats.gguf import MAGIC
-from voxtral_pipes.formats.gguf_table import GgufTable
+from voxtral_pipes.formats.gguf_table import MAGIC, GgufTable
 from voxtral_pipes.formats.pieces import PIECE_BYTES, Pieces
 from voxtral_pipes.formats.safetensors import MAX_HEADER_BYTES, SafetensorsFile
 from voxtral_pipes.formats.settings import Settings, parse_json

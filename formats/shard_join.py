@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from voxtral_pipes.errors import BadModelError
+from voxtral_pipes.formats.gguf import check_set
 from voxtral_pipes.formats.gguf_table import GgufTable, padded
 from voxtral_pipes.formats.new_files import NewFiles
 from voxtral_pipes.formats.pieces import Pieces
@@ -150,25 +151,7 @@ def tables_of(paths: Sequence[Path]) -> list[GgufTable]:
         BadModelError: a part is malformed, or of another set or place in it.
     """
     tables = [GgufTable(Pieces([path])) for path in paths]
-    names: set[str] = set()
-    for number, table in enumerate(tables):
-        count, own = table.metadata.get("split.count"), table.metadata.get("split.no")
-        whole = len(paths) == 1 and count in (None, 0, 1)  # which a file may be by whatever name
-        if count != len(paths) and not whole:
-            raise table.fail(
-                f"split.count is {count!r:.20}, and {len(paths)} parts are there: a foreign part"
-            )
-        if own != number and not whole:
-            raise table.fail(
-                f"split.no is {own!r:.20} (from 0), and its name says {number}: parts were renamed"
-            )
-        table.check_size()
-        twice = next((entry.name for entry in table.entries if entry.name in names), None)
-        if twice is not None:
-            raise table.fail(f"tensor {twice!r:.120} is in a part before this one, too")
-        names.update(entry.name for entry in table.entries)
+    check_set(tables)
     for table in tables:
-        total = table.metadata.get("split.tensors.count", len(names))
-        if total != len(names):
-            raise table.fail(f"split.tensors.count is {total!r:.20}, and the set holds {len(names)} tensors")
+        table.check_size()
     return tables

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from voxtral_pipes.errors import OutputError
 from voxtral_pipes.formats.bf16 import Words
-from voxtral_pipes.formats.gguf import ALIGNMENT
+from voxtral_pipes.formats.gguf_table import ALIGNMENT
 from voxtral_pipes.formats.gguf_writer import encode, header
 from voxtral_pipes.formats.safetensors_writer import bf16_header
 from voxtral_pipes.formats.shard_set import raw_name
