@@ -25,7 +25,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
-        raise UsageError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N")
+        raise UsageError(f"--device {name!r} (or VX_DEVICE) is none of auto, cpu, cuda, cuda:N")
     if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -17,5 +17,5 @@ def pick_precision(name: str, unpacked_bytes: int) -> Precision:
     if name == "auto":
         return "f32" if unpacked_bytes <= SMALL_BYTES else "bf16"
     if name not in ("f32", "bf16"):
-        raise UsageError(f"--dtype {name!r} is none of auto, f32, bf16")
+        raise UsageError(f"--dtype {name!r} (or VX_DTYPE) is none of auto, f32, bf16")
     return "f32" if name == "f32" else "bf16"

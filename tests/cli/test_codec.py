@@ -249,6 +249,8 @@ def test_wrong_options_and_places(model: Path, tmp_path: Path) -> None:
     for options, status in (
         (("--gap-ms", "5", "--out-dir", tmp_path), 2),
         (("--gap-ms", "-5"), 2),
+        (("--gap-ms", "3600001"), 2),
+        (("--out-dir", ""), 2),
         (("--format", "mp3"), 2),
         (("--out-dir", tmp_path / "file"), 1),
         (("--out-dir", tmp_path / "file" / "below"), 1),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
-from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, natural
+from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, folder, gap
 from voxtral_pipes.errors import OutputError, UsageError
 from voxtral_pipes.formats.family import TTS
 from voxtral_pipes.formats.wav_writer import FORMATS
@@ -50,10 +49,10 @@ def parser() -> Parser:
     group = result.add_argument_group("output options")
     group.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="what to write (wav)")
     group.add_argument(
-        "--gap-ms", type=natural, metavar="N", help="silence between two streams, in milliseconds (0)"
+        "--gap-ms", type=gap, metavar="N", help="silence between two streams, in milliseconds (0)"
     )
     group.add_argument(
-        "--out-dir", type=Path, metavar="DIR",
+        "--out-dir", type=folder, metavar="DIR",
         help="write each stream to a file in DIR, which is made: 00000.wav and so on, .raw without a header, by the "
         "number of the stream; a file has its name once it is whole",
     )  # fmt: skip

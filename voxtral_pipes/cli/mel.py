@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
-from voxtral_pipes.cli.options import Parser, add_general, natural, positive
+from voxtral_pipes.cli.options import Parser, add_general, given, natural, positive
 from voxtral_pipes.config import DELAYS_MS, AudioConfig
 from voxtral_pipes.errors import BadInputError, OutputError, UsageError, VoxError
 
@@ -63,6 +63,7 @@ def parser() -> Parser:
     result.add_argument(
         "-m",
         "--model",
+        type=given,
         metavar="PATH",
         help="take the audio settings of the tekken.json of this model, or of this tekken.json",
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import NoReturn
 
 from voxtral_pipes import __version__
@@ -69,7 +70,7 @@ def add_model(parser: Parser, family: str, *, what: str, tokenizer: bool = False
     group.add_argument(
         "-m",
         "--model",
-        type=_given,
+        type=given,
         metavar="PATH",
         help=f"{what}: a model directory, a .gguf file, a directory of shards, or the name of a model in the "
         f"cache (else ${MODEL_VARIABLE[family]}, else the one model in the cache)",
@@ -102,7 +103,7 @@ def add_device(parser: Parser, *, auto_dtype: str = AUTO_DTYPE) -> None:
     )
 
 
-def _given(text: str) -> str:
+def given(text: str) -> str:
     """Parse a name that must not be empty: a variable that was never set is no wish for the default."""
     if not text:
         raise argparse.ArgumentTypeError("an empty name names nothing")
@@ -118,6 +119,22 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return value
+
+
+MAX_GAP_MS = 3_600_000
+
+
+def gap(text: str) -> int:
+    """Parse milliseconds of silence, up to an hour."""
+    value = natural(text)
+    if value > MAX_GAP_MS:
+        raise argparse.ArgumentTypeError(f"{text} ms are more than an hour ({MAX_GAP_MS})")
+    return value
+
+
+def folder(text: str) -> Path:
+    """Parse the name of a directory."""
+    return Path(given(text))
 
 
 def natural(text: str) -> int:
