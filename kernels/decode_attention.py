@@ -55,8 +55,8 @@ def _project(
     else:
         weight, scales, first, n_out = wv, sv, (program - q_blocks - kv_blocks) * BLOCK_OUT, n_kv
     total = one_row(
-        x, gain, weight, scales, weight, scales, first, n_out, n_in, eps, PACKED, True, False, BLOCK_OUT,
-        BLOCK_IN,
+        x, gain, weight, scales, weight, scales, first, n_out, n_in, eps, PACKED, True, False, True,
+        BLOCK_OUT, BLOCK_IN,
     )  # fmt: skip
     if program < q_blocks + kv_blocks:
         pair = (first % HEAD) // 2 + tl.arange(0, BLOCK_OUT // 2)

@@ -78,20 +78,26 @@ def _tile(codes, scales, out, start, n_out, n_blocks, BLOCKS: tl.constexpr):
 @triton.jit
 def packed_row(
     x, gain, codes, scales, up, up_scales, first, n_out, n_in, eps, HAS_NORM: tl.constexpr, GATED: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, BLOCKS: tl.constexpr,
+    AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]; run 4."""
+    """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]; run 4.
+
+    With AHEAD, and no gate, a tile is asked for before the last one is multiplied.
+    """
+    tl.static_assert(not (AHEAD and GATED))
     out, n_blocks = first + tl.arange(0, BLOCK_OUT), n_in // 32
     total = tl.zeros([BLOCK_OUT, BLOCKS], tl.float32)
     other = tl.zeros([BLOCK_OUT, BLOCKS], tl.float32)
     squares = tl.zeros([4 * BLOCKS], tl.float32)
-    w, s = _tile(codes, scales, out, 0, n_out, n_blocks, BLOCKS)
-    if GATED:
-        u, t = _tile(up, up_scales, out, 0, n_out, n_blocks, BLOCKS)
+    if AHEAD:
+        w, s = _tile(codes, scales, out, 0, n_out, n_blocks, BLOCKS)
     for start in range(0, n_blocks, BLOCKS):
-        next_w, next_s = _tile(codes, scales, out, start + BLOCKS, n_out, n_blocks, BLOCKS)
+        if AHEAD:
+            next_w, next_s = _tile(codes, scales, out, start + BLOCKS, n_out, n_blocks, BLOCKS)
+        else:
+            w, s = _tile(codes, scales, out, start, n_out, n_blocks, BLOCKS)
         if GATED:
-            next_u, next_t = _tile(up, up_scales, out, start + BLOCKS, n_out, n_blocks, BLOCKS)
+            u, t = _tile(up, up_scales, out, start, n_out, n_blocks, BLOCKS)
         word = 4 * start + tl.arange(0, 4 * BLOCKS)
         part = tl.zeros([BLOCK_OUT, 4 * BLOCKS], tl.float32)
         beside = tl.zeros([BLOCK_OUT, 4 * BLOCKS], tl.float32)
@@ -107,8 +113,8 @@ def packed_row(
         total += tl.sum(tl.reshape(part, [BLOCK_OUT, BLOCKS, 4]), 2) * s.to(tl.float32)
         if GATED:
             other += tl.sum(tl.reshape(beside, [BLOCK_OUT, BLOCKS, 4]), 2) * t.to(tl.float32)
-            u, t = next_u, next_t
-        w, s = next_w, next_s
+        if AHEAD:
+            w, s = next_w, next_s
     result = tl.sum(total, 1)
     if HAS_NORM:
         factor = tl.rsqrt(tl.sum(squares, 0) / n_in + eps)

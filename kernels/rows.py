@@ -32,9 +32,10 @@ LONG_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 256, "num_warps": 2, "
 GATED_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 128, "num_warps": 1, "num_stages": 3}
 LONG = 4096
 # The same, Q4_0: 1.2 TB/s for the smallest matrix, 2.8 for the tied embedding.
-PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 4, "BLOCK_IN": 4096, "num_warps": 2, "num_stages": 1}
-NORMED_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 1024, "num_warps": 4, "num_stages": 1}
-TALL_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 1024, "num_warps": 1, "num_stages": 1}
+PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 4096, "AHEAD": False, "num_warps": 4}
+LONG_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 4, "BLOCK_IN": 2048, "AHEAD": True, "num_warps": 2}
+GATED_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 1024, "AHEAD": False, "num_warps": 4}
+TALL_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 1024, "AHEAD": False, "num_warps": 1}
 TALL = 32768
 PACKED_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 256, "num_warps": 1, "num_stages": 2}
 GATED_PACKED_ROWS: dict[str, Any] = {"BLOCK_OUT": 32, "BLOCK_IN": 256, "num_warps": 4, "num_stages": 2}
@@ -50,13 +51,15 @@ def operands(weight: Tensor | Q4CudaWeight) -> tuple[Tensor, Tensor]:
     return (weight, weight) if isinstance(weight, Tensor) else (weight.codes, weight.scales)
 
 
-def row_settings(weight: Tensor | Q4CudaWeight, *, normed: bool) -> dict[str, Any]:
+def row_settings(weight: Tensor | Q4CudaWeight, *, gated: bool) -> dict[str, Any]:
     """Return how to launch a product with one row."""
     if isinstance(weight, Tensor):
-        return {"PACKED": False, **ONE_ROW}
-    if weight.shape[0] >= TALL:
-        return {"PACKED": True, **TALL_PACKED_ROW}
-    return {"PACKED": True, **(NORMED_PACKED_ROW if normed else PACKED_ROW)}
+        return {"PACKED": False, "AHEAD": False, **ONE_ROW}
+    n_out, n_in = weight.shape
+    settings = LONG_PACKED_ROW if n_in > LONG else PACKED_ROW
+    if n_out >= TALL:
+        settings = TALL_PACKED_ROW
+    return {"PACKED": True, "num_stages": 1, **(GATED_PACKED_ROW if gated else settings)}
 
 
 def rows_settings(weight: Tensor | Q4CudaWeight, n_out: int, *, gated: bool = False) -> dict[str, Any]:
@@ -118,12 +121,12 @@ def dense_row(
 @triton.jit
 def one_row(
     x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, PACKED: tl.constexpr, HAS_NORM: tl.constexpr,
-    GATED: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    GATED: tl.constexpr, AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
     """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]: x [n_in]."""
     if PACKED:
         result = packed_row(
-            x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, HAS_NORM, GATED, BLOCK_OUT,
+            x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, HAS_NORM, GATED, AHEAD, BLOCK_OUT,
             BLOCK_IN // 32,
         )  # fmt: skip
     else:
@@ -135,11 +138,11 @@ def one_row(
 def _one_row(
     x, gain, weight, scales, up, up_scales, bias, residual, y, n_out, n_in, eps, HAS_NORM: tl.constexpr,
     GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PACKED: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_OUT
     result = one_row(
-        x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, PACKED, HAS_NORM, GATED, BLOCK_OUT,
+        x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, PACKED, HAS_NORM, GATED, AHEAD, BLOCK_OUT,
         BLOCK_IN,
     )  # fmt: skip
     out = first + tl.arange(0, BLOCK_OUT)
@@ -295,7 +298,7 @@ def linear_rows(
     matrices = (*operands(weight), *operands(weight if up is None else up))
     behind = x if bias is None else bias, x if residual is None else residual
     if takes_one(weight, rows):
-        settings = row_settings(weight, normed=norm is not None)
+        settings = row_settings(weight, gated=up is not None)
         _one_row[(triton.cdiv(n_out, settings["BLOCK_OUT"]),)](
         x, x if norm is None else norm, *matrices, *behind,
             y, n_out, n_in, eps, HAS_NORM=norm is not None, **flags, **settings,
