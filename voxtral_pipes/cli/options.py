@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,9 @@ from voxtral_pipes.formats.family import MODEL_VARIABLE
 
 class Parser(argparse.ArgumentParser):
     """argparse with exact option names only and one-line errors."""
+
+    write: Callable[[bytes], object]
+    """Where help and version go; set by the edge, since argparse itself would not notice a full disk."""
 
     def __init__(self, prog: str, description: str, example: str) -> None:
         super().__init__(
@@ -30,10 +34,8 @@ class Parser(argparse.ArgumentParser):
         self.example = example
 
     def _print_message(self, message: str, file: object = None) -> None:
-        """Print help or version; argparse itself would not notice a full disk."""
-        from voxtral_pipes.cli.edge import Output
-
-        Output(binary=False).write(message.encode())
+        """Print help or version."""
+        self.write(message.encode())
 
     def parse(self) -> argparse.Namespace:
         """Parse the command line; argparse itself would take a `--` with nothing behind it for an operand."""
