@@ -15,6 +15,7 @@ from voxtral_pipes.errors import BadModelError, NoModelError
 from voxtral_pipes.formats.family import ASR, MODEL_VARIABLE, recognise
 from voxtral_pipes.formats.gguf import GgufFile
 from voxtral_pipes.formats.gguf_table import MAGIC
+from voxtral_pipes.formats.names import MANIFEST, RAW_NAME, names_in, part_of, part_paths, raw_paths
 from voxtral_pipes.formats.safetensors import SafetensorsFile
 from voxtral_pipes.formats.settings import Settings
 from voxtral_pipes.formats.table import TensorFile
@@ -22,10 +23,6 @@ from voxtral_pipes.formats.table import TensorFile
 Layout = Literal["mistral", "hf", "gguf"]
 Pieces = Literal["file", "raw", "split", "index"]
 
-_PART = re.compile(
-    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>gguf|safetensors)", re.DOTALL
-)
-_SHARD = re.compile(r"shard-[a-z]+")
 CONSOLIDATED, HF_FILE, HF_INDEX = (
     "consolidated.safetensors",
     "model.safetensors",
@@ -124,13 +121,13 @@ def files_at(path: Path) -> ModelFiles:
     try:
         if path.is_dir():
             return _in_directory(path)
-        if path.name == "manifest.json":
+        if path.name == MANIFEST:
             return _from_manifest(path)
         if path.name.endswith(".safetensors.index.json"):
             return _files(path, _st_layout(path), (path,), "index")
-        if _SHARD.fullmatch(path.name):
-            return _raw(path, _shards(path.parent))
-        if part := _PART.fullmatch(path.name):
+        if RAW_NAME.fullmatch(path.name):
+            return _raw(path, raw_paths(path.parent, names_in(path.parent)))
+        if part := part_of(path.name, "gguf", "safetensors"):
             return _set(path, part)
         if path.suffix == ".safetensors":
             return _files(path, _st_layout(path), (path,), "file")
@@ -144,7 +141,7 @@ def files_at(path: Path) -> ModelFiles:
 
 
 def _is_settings(name: str) -> bool:
-    return name in ("params.json", "config.json", "manifest.json") or name.endswith(".index.json")
+    return name in ("params.json", "config.json", MANIFEST) or name.endswith(".index.json")
 
 
 def _existing(named: str) -> Path:
@@ -186,20 +183,20 @@ def _only_cached(family: str) -> ModelFiles:
 
 def _in_directory(home: Path) -> ModelFiles:
     """Take the first rank of formats.md section 3.5 that matches, if exactly one candidate does."""
-    names = sorted(entry.name for entry in home.iterdir())
+    names = names_in(home)
     if CONSOLIDATED in names:
         return _files(home, "mistral", (home / CONSOLIDATED,), "file")
     ggufs = [name for name in names if name.endswith(".gguf")]
-    single = [home / name for name in ggufs if not _PART.fullmatch(name)]
+    single = [home / name for name in ggufs if not part_of(name)]
     if single:
         return _files(home, "gguf", (_one(home, single),), "file")
-    parts = [part for name in ggufs if (part := _PART.fullmatch(name))]
+    parts = [part for name in ggufs if (part := part_of(name))]
     if parts:
         firsts = {(part["stem"], part["count"]): part for part in parts}
         _one(home, [home / part.string for part in firsts.values()])
         return _set(home / parts[0].string, parts[0], home)
-    if any(_SHARD.fullmatch(name) for name in names):
-        return _raw(home, _shards(home))
+    if shards := raw_paths(home, names):
+        return _raw(home, shards)
     hf = [home / name for name in (HF_INDEX, HF_FILE) if name in names]
     if hf:
         return _files(home, "hf", (_one(home, hf),), "index" if hf[0].name == HF_INDEX else "file")
@@ -226,21 +223,8 @@ def _set(path: Path, part: re.Match[str], chosen: Path | None = None) -> ModelFi
     count = int(part["count"])
     if not 1 <= int(part["number"]) <= count:
         raise BadModelError(f"{path.name} is numbered outside of its own set")
-    present = {entry.name for entry in path.parent.iterdir()}
-    paths = []
-    for number in range(1, count + 1):
-        name = f"{part['stem']}-{number:05d}-of-{part['count']}.gguf"
-        if name not in present:
-            raise BadModelError(f"{path.parent}: {name} is missing, one of the {count} parts of its set")
-        paths.append(path.parent / name)
-    return _files(chosen or path, "gguf", tuple(paths), "split")
-
-
-def _shards(home: Path) -> tuple[Path, ...]:
-    # Bytewise order is the order in which split(1) numbers them, also past shard-yz (formats.md section 3.1).
-    return tuple(
-        sorted((p for p in home.iterdir() if _SHARD.fullmatch(p.name)), key=lambda p: os.fsencode(p.name))
-    )
+    paths = part_paths(path.parent, set(names_in(path.parent)), part["stem"], count)
+    return _files(chosen or path, "gguf", paths, "split")
 
 
 def _raw(path: Path, shards: tuple[Path, ...]) -> ModelFiles:
@@ -266,7 +250,7 @@ def _from_manifest(path: Path) -> ModelFiles:
         paths.append(path.parent / name)
     if not paths:
         raise manifest.fail("parts", "is empty")
-    if match := _PART.fullmatch(paths[0].name):
+    if match := part_of(paths[0].name, "gguf", "safetensors"):
         return _set(paths[0], match, path)
     return _raw(path, tuple(paths))
 

@@ -14,17 +14,9 @@ from typing import BinaryIO
 
 from voxtral_pipes.errors import BadInputError, OutputError
 from voxtral_pipes.formats.gguf_table import ALIGNMENT, MAGIC, Entry, GgufTable, padded
+from voxtral_pipes.formats.names import MANIFEST, RAW_NAME, part_name, part_of, raw_name
 from voxtral_pipes.formats.new_files import NewFiles, refuse_existing
-from voxtral_pipes.formats.shard_set import (
-    MANIFEST,
-    MAX_PARTS,
-    PART_NAME,
-    RAW_NAME,
-    Manifest,
-    Part,
-    part_name,
-    raw_name,
-)  # fmt: skip
+from voxtral_pipes.formats.shard_set import MAX_PARTS, Manifest, Part
 
 Progress = Callable[[int], object]
 """Is told how many more bytes have gone through."""
@@ -204,7 +196,7 @@ def split_gguf(
     home, stem = prefix.parent, prefix.name
     files.folder(home)
     for path in sorted(home.iterdir()):
-        if (part := PART_NAME.fullmatch(path.name)) and part["stem"] == stem:
+        if (part := part_of(path.name)) and part["stem"] == stem:
             refuse_existing(path)
     if manifest:
         refuse_existing(home / MANIFEST)

@@ -12,10 +12,11 @@ from pathlib import Path
 from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.gguf import check_set
 from voxtral_pipes.formats.gguf_table import GgufTable, padded
+from voxtral_pipes.formats.names import MANIFEST
 from voxtral_pipes.formats.new_files import NewFiles
 from voxtral_pipes.formats.pieces import Pieces
 from voxtral_pipes.formats.shard import Writer, header, kept_spans
-from voxtral_pipes.formats.shard_set import MANIFEST, Manifest, ShardSet
+from voxtral_pipes.formats.shard_set import Manifest, ShardSet
 
 
 def write_new(files: NewFiles, path: Path, pieces: Iterable[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""The pieces of one file: their names, their manifest, and whether all are there (formats.md sections 3.1 to 3.4).
+"""The pieces of one file: their manifest, and whether all are there (formats.md sections 3.1 to 3.4).
 
 `formats.locate` finds what a model is to be loaded from; here a directory stands for the pieces in it, whatever
 they are pieces of, and what is missing, doubled or foreign is named.
@@ -11,37 +11,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any, Literal
 
 from voxtral_pipes.errors import BadModelError
+from voxtral_pipes.formats.names import (
+    MANIFEST,
+    RAW_NAME,
+    letters,
+    names_in,
+    part_of,
+    part_paths,
+    raw_name,
+    raw_paths,
+)
 from voxtral_pipes.formats.pieces import Pieces
 from voxtral_pipes.formats.settings import Settings
 
 Style = Literal["raw", "gguf-split"]
 STYLES: tuple[Style, ...] = ("raw", "gguf-split")
-MANIFEST = "manifest.json"
 MAX_PARTS = 10_000
-RAW_NAME = re.compile(r"shard-([a-z]+)")
-PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-
-
-def raw_name(index: int) -> str:
-    """Return the name that split(1) gives piece `index`: shard-aa to shard-yz, then shard-zaaa to shard-zyzz..."""
-    digits, before = 2, ""
-    while index >= 25 * 26 ** (digits - 1):
-        index -= 25 * 26 ** (digits - 1)
-        digits, before = digits + 1, before + "z"
-    return f"shard-{before}{_letters(index, digits)}"
-
-
-def part_name(stem: str, index: int, count: int) -> str:
-    """Return the name of part `index` (from 0) of a gguf-split set."""
-    return f"{stem}-{index + 1:05d}-of-{count:05d}.gguf"
-
-
-def _letters(index: int, digits: int) -> str:
-    return "".join(ascii_lowercase[index // 26**place % 26] for place in reversed(range(digits)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,28 +127,24 @@ def find_shards(path: Path) -> ShardSet | None:
     try:
         if path.is_dir():
             return _in_directory(path)
-        home, names = path.parent, _names(path.parent)
+        home = path.parent
+        names = names_in(home) if home.is_dir() else []
         if path.name == MANIFEST:
             return _of_manifest(home, Manifest.read(path), names)
         if RAW_NAME.fullmatch(path.name) and path.exists():
             return _listed(home, "raw", None, names) or _raw(home, names)
-        if (part := PART_NAME.fullmatch(path.name)) and path.exists():
+        if (part := part_of(path.name)) and path.exists():
             return _listed(home, "gguf-split", part["stem"], names) or _parts(home, names, part["stem"])
     except OSError as error:
         raise BadModelError(f"{path} cannot be read: {error.strerror or error}") from error
     return None
 
 
-def _names(home: Path) -> list[str]:
-    # Bytewise order is the order in which split(1) numbers them, also past shard-yz.
-    return sorted(entry.name for entry in home.iterdir()) if home.is_dir() else []
-
-
 def _in_directory(home: Path) -> ShardSet | None:
-    names = _names(home)
+    names = names_in(home)
     if found := _listed(home, None, None, names):
         return found
-    stems = sorted({part["stem"] for name in names if (part := PART_NAME.fullmatch(name))})
+    stems = sorted({part["stem"] for name in names if (part := part_of(name))})
     raw = any(RAW_NAME.fullmatch(name) for name in names)
     if len(stems) + raw > 1:
         sets = ", ".join([*stems, *(["shard-*"] if raw else [])])
@@ -183,7 +167,7 @@ def _listed(home: Path, style: Style | None, stem: str | None, names: Sequence[s
     except BadModelError:
         return None  # a manifest of something else
     manifest = Manifest.read(home / MANIFEST)
-    part = PART_NAME.fullmatch(manifest.parts[0].name)
+    part = part_of(manifest.parts[0].name)
     if style not in (None, manifest.style) or (stem is not None and (part is None or part["stem"] != stem)):
         return None
     return _of_manifest(home, manifest, names)
@@ -194,9 +178,9 @@ def _of_manifest(home: Path, manifest: Manifest, names: Sequence[str]) -> ShardS
     for part in manifest.parts:
         if part.name not in names:
             raise BadModelError(f"{home / part.name} is missing: {MANIFEST} lists it")
-    first = PART_NAME.fullmatch(manifest.parts[0].name)
+    first = part_of(manifest.parts[0].name)
     for name in names:
-        other = PART_NAME.fullmatch(name)
+        other = part_of(name)
         if manifest.style == "raw":
             alike = RAW_NAME.fullmatch(name) is not None
         else:
@@ -212,13 +196,14 @@ def _of_manifest(home: Path, manifest: Manifest, names: Sequence[str]) -> ShardS
 
 def _raw(home: Path, names: Sequence[str]) -> ShardSet:
     """Check the names and sizes of raw shards; there is nothing else to know them by."""
-    found = [name for name in names if RAW_NAME.fullmatch(name)]
+    paths = raw_paths(home, names)
+    found = [path.name for path in paths]
     if len(found) > MAX_PARTS:
         raise BadModelError(f"{home} holds {len(found)} shards; at most {MAX_PARTS} can be joined")
     expected = [raw_name(index) for index in range(len(found))]
     width = len(found[0]) - len("shard-")
     # `split -a N` never grows longer names.
-    fixed = [f"shard-{_letters(index, width)}" for index in range(min(len(found), 26**width))]
+    fixed = [f"shard-{letters(index, width)}" for index in range(min(len(found), 26**width))]
     if found != expected and found != fixed:
         wanted = expected if width == 2 else fixed
         differing = (name for name, there in zip(wanted, found, strict=False) if name != there)
@@ -226,7 +211,6 @@ def _raw(home: Path, names: Sequence[str]) -> ShardSet:
         raise BadModelError(
             f"{home / missing} is missing, or the shards of several files are in one directory"
         )
-    paths = tuple(home / name for name in found)
     sizes = Pieces(paths).sizes
     for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
         last = number == len(sizes) - 1
@@ -239,7 +223,7 @@ def _raw(home: Path, names: Sequence[str]) -> ShardSet:
 
 def _parts(home: Path, names: Sequence[str], stem: str) -> ShardSet:
     """Check that the parts of a gguf-split set are there: 1 to N, of one N."""
-    found = {name: part for name in names if (part := PART_NAME.fullmatch(name)) and part["stem"] == stem}
+    found = {name: part for name in names if (part := part_of(name)) and part["stem"] == stem}
     counts = sorted({int(part["count"]) for part in found.values()})
     if len(counts) > 1:
         raise BadModelError(
@@ -249,11 +233,8 @@ def _parts(home: Path, names: Sequence[str], stem: str) -> ShardSet:
         raise BadModelError(
             f"{home}: sets of 1 to {MAX_PARTS} parts can be joined, this is one of {counts[0]}"
         )
-    wanted = [part_name(stem, index, counts[0]) for index in range(counts[0])]
-    for name in wanted:
-        if name not in found:
-            raise BadModelError(f"{home / name} is missing, one of the {counts[0]} parts of its set")
-    foreign = next((name for name in found if name not in wanted), None)
-    if foreign is not None:
-        raise BadModelError(f"{home / foreign} is numbered outside of its own set")
-    return ShardSet("gguf-split", tuple(home / name for name in wanted), None)
+    paths = part_paths(home, found, stem, counts[0])
+    foreign = found.keys() - {path.name for path in paths}
+    if foreign:
+        raise BadModelError(f"{home / min(foreign)} is numbered outside of its own set")
+    return ShardSet("gguf-split", paths, None)

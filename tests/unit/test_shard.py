@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from voxtral_pipes.errors import BadInputError, BadModelError, OutputError, VoxError
 from voxtral_pipes.formats.gguf import GgufFile
 from voxtral_pipes.formats.gguf_table import TYPES, GgufTable, padded
+from voxtral_pipes.formats.names import MANIFEST, part_name, raw_name
 from voxtral_pipes.formats.new_files import NewFiles
 from voxtral_pipes.formats.pieces import Pieces
 from voxtral_pipes.formats.shard import plan, split_gguf, split_raw
 from voxtral_pipes.formats.shard_check import check_complete, check_finite, look, sums
 from voxtral_pipes.formats.shard_join import join_bytes
-from voxtral_pipes.formats.shard_set import MANIFEST, Manifest, find_shards, part_name, raw_name
+from voxtral_pipes.formats.shard_set import Manifest, find_shards
 
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 Q4, Q8, F32 = 2, 8, 0

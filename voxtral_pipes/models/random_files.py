@@ -18,8 +18,8 @@ from voxtral_pipes.errors import OutputError
 from voxtral_pipes.formats.bf16 import Words
 from voxtral_pipes.formats.gguf_table import ALIGNMENT
 from voxtral_pipes.formats.gguf_writer import encode, header
+from voxtral_pipes.formats.names import raw_name
 from voxtral_pipes.formats.safetensors_writer import bf16_header
-from voxtral_pipes.formats.shard_set import raw_name
 from voxtral_pipes.models.gguf_layout import GgufLayout
 from voxtral_pipes.models.shapes import Shape
 
