@@ -10,13 +10,18 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from asr_models import random_decoder
+from asr_models import SMALL, random_decoder
+from asr_models import random_tensors as random_asr_tensors
 from triton_cases import Cases
 from tts_models import SMALL_CODEC, SMALL_FLOW, random_codes, random_rows, random_tensors
 
 from voxtral_pipes.kernels import dispatch
+from voxtral_pipes.models.cache import Span
 from voxtral_pipes.models.codec import Codec
+from voxtral_pipes.models.encode import WHISPER
 from voxtral_pipes.models.flow import Flow
+from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
+from voxtral_pipes.models.stack import Stack
 from voxtral_pipes.models.tts_shapes import codec_shapes, flow_shapes
 
 ON_DEVICE = torch.cuda.is_available()
@@ -229,6 +234,34 @@ def test_a_flow_head_that_goes_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(dispatch, name, lambda *given: True)
     fast = half.integrate(hidden.half(), noise, 3, 1.2)
     assert 0 < float((fast - exact).abs().max()) < 2e-2
+
+
+@interpreted
+@pytest.mark.parametrize(("part", "steps"), [("encoder", 4), ("decoder", 1)])
+def test_a_transformer_that_goes_by_the_kernels_over_its_ring(
+    monkeypatch: pytest.MonkeyPatch, part: str, steps: int
+) -> None:
+    """Past the window, so that slots are written again; the encoder has biases and no groups of heads."""
+    if part == "encoder":
+        config, prefix = replace(SMALL.encoder, n_layers=2, window=9), f"{WHISPER}transformer."
+        tensors = random_asr_tensors(encoder_shapes(replace(SMALL, encoder=config)), 1)
+    else:
+        config, prefix = replace(SMALL.decoder, n_layers=2, window=9), ""
+        tensors = random_asr_tensors(decoder_shapes(replace(SMALL, decoder=config)), 2)
+    exact = Stack.of(tensors, prefix, config)
+    half = Stack.of({name: tensor.half() for name, tensor in tensors.items()}, prefix, config)
+    rings = [stack.new_kv(batch=1, window=9, max_step=4) for stack in (exact, half)]
+    for ring in rings:
+        ring.keys.zero_()
+        ring.values.zero_()
+    x = torch.randn(1, 12 * steps, config.dim, generator=torch.Generator().manual_seed(3))
+    for position in range(0, 12 * steps, steps):
+        rows, turn = x[:, position : position + steps], exact.rotary.at(position, steps)
+        expected = exact(rows, rings[0], turn, rings[0].span(position, steps))
+        with monkeypatch.context() as patch:
+            patch.setattr(dispatch, "fits_triton", lambda *given: True)
+            got = half(rows.half(), rings[1], turn, Span.one(torch.tensor([position])))
+        assert float((got.float() - expected).norm() / expected.norm()) < 1e-2
 
 
 def _few_float_rows(x: torch.Tensor, *weights: object) -> bool:
