@@ -1,0 +1,104 @@
+"""The packed training file of the synthesis model: that of `nano.pack`, with sounds of two rates, read at 24 kHz."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from nano.ogg import with_serial
+from nano.pack import VERSION, Utterance
+from nano.words import RATE_HZ as RECORDED_HZ
+from voxtral_pipes.config import TTS_RATE_HZ
+from voxtral_pipes.errors import BadInputError
+
+Int16 = npt.NDArray[np.int16]
+
+KIND = "nano-tts"
+_COMPRESSION = 0.9
+"""Of libsndfile: some 35 kbit/s at 24 kHz."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """A packed file that has been read."""
+
+    utterances: list[Utterance]
+    voices: tuple[str, ...]
+    sounds: Mapping[str, Int16]
+    about: Mapping[str, Any]
+
+    def audio(self, one: Utterance) -> Int16:
+        """Return the samples of an utterance, int16 at 24 kHz."""
+        return self.sounds[one.sound][one.at : one.at + one.samples]
+
+    def voice(self, one: Utterance) -> int:
+        """Return the number of the voice that an utterance is to teach."""
+        name: str = self.about["speakers"][one.speaker]
+        return self.voices.index(name)
+
+
+def encode_opus(samples: Int16, serial: int) -> bytes:
+    """Encode samples at 24 kHz as Ogg Opus; the same ones and the same serial give the same bytes."""
+    out = io.BytesIO()
+    with soundfile.SoundFile(
+        out, "w", TTS_RATE_HZ, 1, "OPUS", format="OGG", compression_level=_COMPRESSION
+    ) as file:
+        for at in range(0, len(samples), TTS_RATE_HZ):  # libsndfile overruns its stack on minutes at once
+            file.write(samples[at : at + TTS_RATE_HZ])
+    return with_serial(out.getvalue(), serial)
+
+
+def decode(stream: bytes) -> Int16:
+    """Decode one channel at 24 kHz; what has 16 kHz is resampled, clipped where that overshoots.
+
+    Raises:
+        BadInputError: it cannot, or the rate is another.
+    """
+    try:
+        samples, rate_hz = soundfile.read(io.BytesIO(stream), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise BadInputError(f"a sound cannot be decoded: {error}") from error
+    one = samples[:, 0]
+    if rate_hz == RECORDED_HZ:
+        one = soxr.resample(one, RECORDED_HZ, TTS_RATE_HZ)
+    elif rate_hz != TTS_RATE_HZ:
+        raise BadInputError(f"a sound has {rate_hz} samples a second, not {RECORDED_HZ} or {TTS_RATE_HZ}")
+    rounded: Int16 = np.clip(np.rint(one * 32768), -32768, 32767).astype(np.int16)
+    return rounded
+
+
+def read_speech(path: Path) -> Speech:
+    """Read a packed file and decode its sounds, on all cores.
+
+    Raises:
+        BadInputError: it is not one, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            about = json.loads(archive.read("about.json"))
+            if (about.get("version"), about.get("model")) != (VERSION, KIND):
+                raise BadInputError(f"{path}: not training data of the synthesis model")
+            rows = [json.loads(line) for line in archive.read("utterances.jsonl").splitlines()]
+            names = list(dict.fromkeys(row["sound"] for row in rows))
+            streams = [archive.read(name) for name in names]
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise BadInputError(f"{path}: not a packed training file: {error}") from error
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sounds = dict(zip(names, pool.map(decode, streams), strict=True))
+    utterances = [Utterance(**{**row, "ends": None}) for row in rows]
+    for one in utterances:
+        if one.at + one.samples > len(sounds[one.sound]) or one.speaker not in about["speakers"]:
+            raise BadInputError(f"{path}: {one.sound} does not hold what its utterances say")
+    return Speech(utterances, tuple(sorted(set(about["speakers"].values()))), sounds, about)
