@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -48,7 +48,13 @@ def write_tekken(path: Path, vocab_size: int, audio: Mapping[str, object]) -> No
     n_special_ids = n_special(vocab_size)
     n_pieces = vocab_size - n_special_ids
     n_entries = 150_000 if vocab_size == 131_072 else n_pieces + 50
-    pieces = list(itertools.islice(_pieces(), n_entries))
+    write_pieces(path, list(itertools.islice(_pieces(), n_entries)), vocab_size, n_special_ids, audio)
+
+
+def write_pieces(
+    path: Path, pieces: Sequence[bytes], vocab_size: int, n_special_ids: int, audio: Mapping[str, object]
+) -> None:
+    """Write a vocabulary of given pieces, in the order of their ranks."""
     text = json.dumps(
         {
             "config": {

@@ -1,0 +1,199 @@
+"""Training examples: which words are said when, and what is to be written when.
+
+Drawn on the host from the seed and the number of the step alone; the sound itself is put together on the device
+(`nano.sounds`).  An example is a padded stream of fixed length: left padding, audio, right padding (asr.md section 4).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nano.pack import Pack, Utterance
+from nano.vocabulary import N_SPECIAL, PIECES
+from nano.words import DIGITS, RATE_HZ, WORDS, is_known
+from voxtral_pipes.errors import BadInputError
+from voxtral_pipes.formats.tekken import PUBLISHED_SPECIAL
+
+TOKEN_SAMPLES = 1280
+LEFT_PAD = 32
+TAIL = 11
+"""Right padding beyond the delay, in tokens."""
+BOS, EOS = PUBLISHED_SPECIAL["<s>"], PUBLISHED_SPECIAL["</s>"]
+PAD, WORD = PUBLISHED_SPECIAL["[STREAMING_PAD]"], PUBLISHED_SPECIAL["[STREAMING_WORD]"]
+IGNORED = -100
+DELAYS = range(3, 13)
+"""In tokens of 80 ms: 240 to 960 ms."""
+
+_IDS = {word: N_SPECIAL + PIECES.index(f" {word}".encode()) for word in WORDS}
+_SOURCES = {"fsdd": 0.35, "speech_commands": 0.35, "espeak-ng": 0.25, "asterisk_core_sounds": 0.05}
+"""How often each is taken; others as often as the last.  espeak-ng has the most, people are what is to be heard."""
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A batch: placed utterances (one row each in the first six), and what the decoder is fed and shall answer."""
+
+    row: Ints
+    source: Ints
+    """Where it begins in the bank of all samples."""
+    length: Ints
+    """There, in samples."""
+    at: Ints
+    """Where it begins in its row, in samples from the start of the padded stream."""
+    speed: Floats
+    gain: Floats
+    first: Ints
+    """[B] samples of each row before and from which on there is padding: no noise is there."""
+    last: Ints
+    delays: Ints
+    tokens: Ints
+    """[B, N]: fed."""
+    targets: Ints
+    """[B, N]: to be answered; -100 where that does not count."""
+
+
+def answers(ends: Sequence[tuple[int, str]], delay: int, n_audio: int) -> Ints:
+    """Return what a stream of `n_audio` audio tokens answers from position L - 1 on: int64 [n_audio + 11].
+
+    `ends` are words and where they end, in samples of the audio, in order.  A word is written when it has been heard
+    whole, `delay` tokens later: WORD, then its piece; one that would overlap waits for the one before.
+    """
+    out = np.full(n_audio + TAIL, PAD)
+    free = 0
+    for end, word in ends:
+        place = max(free, -(-end // TOKEN_SAMPLES) - 1, 0)
+        if place + 1 < len(out):
+            out[place : place + 2] = WORD, _IDS[word]
+        free = place + 2
+    # What follows the audio's end is zeros, as silence may be: the end can be told only where it must come.
+    if out[-1] == PAD:
+        out[-1] = EOS
+    return out
+
+
+class Examples:
+    """Draws batches from the training half of a pack."""
+
+    def __init__(self, pack: Pack, *, tokens: int, batch: int, seed: int) -> None:
+        self._tokens, self._batch, self._seed = tokens, batch, seed
+        self._starts: dict[str, int] = {}
+        total = 0
+        for name, samples in pack.sounds.items():
+            self._starts[name] = total
+            total += len(samples)
+        usable = [
+            one
+            for one in pack.utterances
+            if one.split == "train" and one.ends is not None and one.kind != "noise"
+        ]
+        self._pools: dict[tuple[str, str], list[Utterance]] = defaultdict(list)
+        """By what is wanted and source."""
+        self._voices: dict[tuple[str, str], dict[str, list[Utterance]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        """The same by speaker."""
+        for one in usable:
+            known = is_known(one.text)
+            digits = known and all(word in DIGITS for word in one.text.split())
+            for kind in ["digits"] * digits + ["words"] * (known and not digits) + ["others"] * (not known):
+                self._pools[kind, one.source].append(one)
+                self._voices[kind, one.source][one.speaker].append(one)
+        self._by_text = {key: _grouped(pool) for key, pool in self._pools.items()}
+
+    def plan(self, step: int) -> Plan:
+        """Draw the batch of a step."""
+        draw = np.random.default_rng((self._seed, step))
+        placed: list[tuple[int, int, int, int, float, float]] = []
+        first, last, delays = (np.zeros(self._batch, np.int64) for _ in range(3))
+        tokens = np.full((self._batch, self._tokens), PAD)
+        targets = np.full((self._batch, self._tokens), IGNORED)
+        for row in range(self._batch):
+            delay = int(draw.integers(DELAYS.start, DELAYS.stop))
+            n_audio = self._tokens - LEFT_PAD - delay - TAIL
+            ends = []
+            begin = LEFT_PAD * TOKEN_SAMPLES
+            limit = n_audio * TOKEN_SAMPLES - int(draw.integers(TOKEN_SAMPLES))
+            final = 0
+            for one, at, speed, gain in self._layout(draw, limit):
+                placed.append((row, self._starts[one.sound] + one.at, one.samples, begin + at, speed, gain))
+                final = at + int(one.samples / speed)
+                if is_known(one.text):
+                    assert one.ends is not None
+                    ends += [
+                        (at + int(end / speed), word)
+                        for end, word in zip(one.ends, one.text.split(), strict=True)
+                    ]
+            if ends and draw.random() < 0.5:  # recordings often end with their last word
+                limit = min(limit, final + int(draw.integers(RATE_HZ // 2)))
+            first[row], last[row], delays[row] = begin, begin + limit, delay
+            out = answers(ends, delay, n_audio)
+            tokens[row, 0] = BOS
+            tokens[row, LEFT_PAD + delay + 1 :] = out[:-1]
+            targets[row, LEFT_PAD + delay :] = out
+        where = np.array([one[:4] for one in placed], np.int64).reshape(-1, 4)
+        how = np.array([one[4:] for one in placed], np.float32).reshape(-1, 2)
+        row_of, source, length, at_of = where.T.copy()
+        speed_of, gain_of = how.T.copy()
+        return Plan(row_of, source, length, at_of, speed_of, gain_of, first, last, delays, tokens, targets)
+
+    def _layout(self, draw: np.random.Generator, limit: int) -> Iterator[tuple[Utterance, int, float, float]]:
+        """Yield utterances of one example, where each begins, its speed and its gain."""
+        kind = draw.choice(["nothing", "digits", "words", "mixed"], p=[0.06, 0.5, 0.28, 0.16])
+        if kind == "nothing":
+            return
+        low, high = [(-0.08, 0.15), (0.0, 0.4), (0.3, 2.5)][draw.choice(3, p=[0.4, 0.4, 0.2])]
+        at = 0 if draw.random() < 0.3 else int(draw.integers(int(1.2 * RATE_HZ)))
+        alone = draw.random() < 0.2
+        same = draw.random() < 0.6
+        pool = self._one_speaker(draw, kind) if same and kind != "mixed" else None
+        speed = draw.uniform(0.85, 1.18)
+        while True:
+            one = pool[draw.integers(len(pool))] if pool else self._any(draw, kind)
+            pace = float(speed * draw.uniform(0.96, 1.04))
+            length = int(one.samples / pace)
+            if at + length > limit:
+                return
+            yield one, at, pace, float(10 ** (draw.normal(0, 2) / 20))
+            if alone:
+                return
+            at = max(0, at + length + int(draw.uniform(low, high) * RATE_HZ))
+
+    def _source(self, draw: np.random.Generator, kind: str) -> str | None:
+        sources = [source for known, source in self._pools if known == kind]
+        if not sources:
+            return None
+        weights = np.array([_SOURCES.get(source, 0.05) for source in sources])
+        return sources[draw.choice(len(sources), p=weights / weights.sum())]
+
+    def _one_speaker(self, draw: np.random.Generator, kind: str) -> list[Utterance] | None:
+        source = self._source(draw, kind)
+        if source is None:
+            return None
+        speakers = [pool for pool in self._voices[kind, source].values() if len(pool) >= 4]
+        return speakers[draw.integers(len(speakers))] if speakers else None
+
+    def _any(self, draw: np.random.Generator, kind: str) -> Utterance:
+        if kind == "mixed":
+            kind = str(draw.choice(["digits", "words", "others"], p=[0.3, 0.5, 0.2]))
+        for wanted in (kind, "digits", "words"):
+            if (source := self._source(draw, wanted)) is not None:
+                texts = self._by_text[wanted, source]
+                same = texts[draw.integers(len(texts))]
+                return same[draw.integers(len(same))]
+        raise BadInputError("the pack holds no words to train with")
+
+
+def _grouped(pool: Sequence[Utterance]) -> list[list[Utterance]]:
+    """Group by text, so that rare words come as often as others."""
+    groups: dict[str, list[Utterance]] = defaultdict(list)
+    for one in pool:
+        groups[one.text if " " not in one.text else ""].append(one)
+    return list(groups.values())

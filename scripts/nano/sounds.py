@@ -1,0 +1,105 @@
+"""The sound of a batch, put together and disturbed on the device: speed, gain, echo, noise, bandwidth, level."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nano.examples import TOKEN_SAMPLES, Plan
+from nano.pack import Pack
+from nano.words import RATE_HZ
+
+
+class Sounds:
+    """All samples of a pack on one device."""
+
+    def __init__(self, pack: Pack, *, tokens: int, device: torch.device, disturbed: bool = True) -> None:
+        self._device, self._samples, self._disturbed = device, tokens * TOKEN_SAMPLES, disturbed
+        self._bank = torch.from_numpy(np.concatenate(list(pack.sounds.values()))).to(device)
+        noises = [pack.audio(one) for one in pack.utterances if one.kind == "noise" and one.split == "train"]
+        self._noise = torch.from_numpy(np.concatenate(noises)).to(device) if noises else None
+
+    def __call__(self, plan: Plan, seed: int) -> Tensor:
+        """Return padded streams, float32 [B, N * 1280]."""
+        draw = torch.Generator(self._device).manual_seed(seed)
+        speech = self._placed(plan)
+        at = torch.arange(self._samples, device=self._device)
+        inside = (at >= self._to(plan.first)[:, None]) & (at < self._to(plan.last)[:, None])
+        if not self._disturbed:
+            return speech * inside
+        return self._disturb(speech, inside, draw)
+
+    def _placed(self, plan: Plan) -> Tensor:
+        """Add each utterance to its row, at its speed (linear between samples)."""
+        batch = len(plan.delays)
+        out = torch.zeros(batch * self._samples, device=self._device)
+        if not len(plan.row):
+            return out.view(batch, -1)
+        longest = int((plan.length / plan.speed).max())
+        steps = torch.arange(longest, device=self._device)
+        speed, length = self._to(plan.speed)[:, None], self._to(plan.length)[:, None]
+        position = steps * speed
+        whole = position.long()
+        used = whole < length - 1
+        index = (self._to(plan.source)[:, None] + whole).clamp(max=len(self._bank) - 2)
+        low, high = self._bank[index].float(), self._bank[index + 1].float()
+        value = (low + (high - low) * (position - whole)) * self._to(plan.gain)[:, None] / 32768
+        target = self._to(plan.at)[:, None] + steps
+        used &= target < self._samples
+        flat = self._to(plan.row)[:, None] * self._samples + target
+        return out.index_add_(0, flat[used], value[used]).view(batch, -1)
+
+    def _disturb(self, speech: Tensor, inside: Tensor, draw: torch.Generator) -> Tensor:
+        batch = len(speech)
+
+        def uniform(low: float, high: float) -> Tensor:
+            return torch.rand(batch, 1, device=self._device, generator=draw) * (high - low) + low
+
+        def some(share: float) -> Tensor:
+            return uniform(0, 1) < share
+
+        rates = torch.fft.rfftfreq(self._samples, 1 / RATE_HZ).to(self._device)
+        # Echo: a decaying noise of 50 to 400 ms, more or less loud against the direct sound.
+        decay = torch.arange(RATE_HZ // 2, device=self._device) / RATE_HZ
+        echo = torch.randn(batch, len(decay), device=self._device, generator=draw)
+        echo = echo * torch.exp(-6.9 * decay / uniform(0.05, 0.4)) * some(0.3)
+        echo = echo * uniform(0.05, 0.5) / echo.square().sum(1, keepdim=True).sqrt().clamp(min=1e-9)
+        echo[:, 0] = 1
+        spectrum = torch.fft.rfft(speech) * torch.fft.rfft(echo, self._samples)
+        # Hearing: a tilt, and now and then no more than a telephone's bandwidth.
+        tilt = 10 ** (uniform(-6, 6) / 20 * torch.log2((rates / 1000).clamp(min=0.05)) / 2)
+        upper = torch.where(some(0.35), uniform(3200, 7500), torch.full_like(uniform(0, 1), 8000))
+        lower = torch.where(some(0.3), uniform(50, 320), torch.zeros_like(upper))
+        band = torch.sigmoid((upper - rates) / 60) * torch.sigmoid((rates - lower) / 15)
+        # Noise of any colour, between white and brown, or a recorded one; 5 to 45 dB below the speech, or none.
+        slope = uniform(-2.0, 0.2)
+        noise = torch.fft.rfft(torch.randn(speech.shape, device=self._device, generator=draw))
+        noise = torch.fft.irfft(noise * (rates.clamp(min=40) / 1000) ** (slope / 2), self._samples)
+        if self._noise is not None:
+            starts = (uniform(0, 1) * (len(self._noise) - self._samples)).long().clamp(min=0)
+            span = (starts + torch.arange(self._samples, device=self._device)) % len(self._noise)
+            noise = torch.where(some(0.35), self._noise[span].float(), noise)
+        heard = torch.fft.irfft(spectrum * tilt * band, self._samples)
+        noise = torch.fft.irfft(torch.fft.rfft(noise) * band, self._samples)
+        loud = _power(heard, heard.abs() > 1e-3)
+        # Rows without speech take noise of some level of its own.
+        loud = torch.where(loud > 1e-9, loud, 10 ** (uniform(-60, -25) / 10))
+        ratio = 10 ** (-uniform(3, 45) / 20) * ~some(0.12)
+        noise = noise * (loud / _power(noise, inside)).sqrt() * ratio
+        level = 10 ** (uniform(-42, -14) / 20) / loud.sqrt()
+        mixed = ((heard + noise) * level * inside).clamp(-1, 1)
+        # Recorders give 16 bits.
+        return torch.round(mixed * 32767) / 32768
+
+    def _to(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+def _power(samples: Tensor, where: Tensor) -> Tensor:
+    """Return the mean square over some samples of each row, [B, 1]."""
+    return ((samples * where).square().sum(1, keepdim=True) / where.sum(1, keepdim=True).clamp(min=1)).clamp(
+        min=math.ulp(0.0) + 1e-12
+    )

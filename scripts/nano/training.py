@@ -1,0 +1,208 @@
+"""The training loop: from a packed file to a state, a log and a model."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nano.examples import IGNORED, LEFT_PAD, Examples, Plan
+from nano.forward import decode, encode, new_weights
+from nano.front import Front
+from nano.listening import answer, dev_scores, word_errors, words_of
+from nano.pack import Pack
+from nano.size import NANO, SMOKE
+from nano.sounds import Sounds
+from nano.state import State, load_state, save_state, write_model
+from voxtral_pipes.errors import BadInputError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What makes a run what it is: a state goes on only with the same."""
+
+    steps: int = 30_000
+    batch: int = 128
+    tokens: int = 160
+    """Positions of an example; 12.8 s."""
+    rate: float = 1.5e-3
+    warm_steps: int = 1000
+    decay: float = 0.05
+    seed: int = 0
+    smoke: bool = False
+    """A tiny model that learns one batch by heart, undisturbed."""
+
+
+SMOKE_SETTINGS = Settings(steps=300, batch=8, tokens=66, rate=4e-3, warm_steps=20, decay=0.0, smoke=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one call may take and how often it tells; nothing of it changes what is learnt."""
+
+    minutes: float
+    log_steps: int
+    score_steps: int
+    workers: int
+
+
+class Run:
+    """A training run in a folder: `state.safetensors`, `log.jsonl`, and `model/` once a call has ended."""
+
+    def __init__(self, folder: Path, pack: Pack, settings: Settings, device: torch.device) -> None:
+        self._folder, self._pack, self._settings, self._device = folder, pack, settings, device
+        self._config = SMOKE if settings.smoke else NANO
+        folder.mkdir(parents=True, exist_ok=True)
+        self._state_file = folder / "state.safetensors"
+        if self._state_file.exists():
+            state = load_state(self._state_file)
+            if state.settings != asdict(settings):
+                raise BadInputError(f"{self._state_file} is of a run with other settings: {state.settings}")
+        else:
+            state = State(0, 0.0, asdict(settings), new_weights(self._config, settings.seed), {})
+        self.step, self._seconds = state.step, state.seconds
+        self._weights = {name: value.to(device).requires_grad_() for name, value in state.weights.items()}
+        self._optimizer = self._new_optimizer(state)
+        self._front = Front(self._config.audio, device)
+        self._examples = Examples(pack, tokens=settings.tokens, batch=settings.batch, seed=settings.seed)
+        self._sounds = Sounds(pack, tokens=settings.tokens, device=device, disturbed=not settings.smoke)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self._settings.steps
+
+    def go(self, budget: Budget) -> None:
+        """Train until the end or the limit; keep state and model, and score the model."""
+        began = time.monotonic()
+        earlier, losses = self._seconds, []
+        for plan in self._plans(budget.workers):
+            losses.append(self._learn(plan))
+            self.step += 1
+            self._seconds = earlier + time.monotonic() - began
+            if self.step % budget.log_steps == 0:
+                self._tell({"loss": round(torch.stack(losses).mean().item(), 5), "rate": self._rate()})
+                losses.clear()
+            if self.step % budget.score_steps == 0 and not self.is_over:
+                self._score()
+                self._keep()
+            if time.monotonic() - began > 60 * budget.minutes:
+                break
+        self._score()
+        self._keep()
+        write_model(self._folder / "model", self._config, self._weights)
+
+    def _learn(self, plan: Plan) -> Tensor:
+        """Take one step; the loss stays on the device, so that nothing waits for it."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate()
+        loss = self._loss(plan)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(self._weights.values()), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return loss.detach()
+
+    def _loss(self, plan: Plan) -> Tensor:
+        tokens, targets, delays = (
+            torch.from_numpy(part).to(self._device) for part in (plan.tokens, plan.targets, plan.delays)
+        )
+        with torch.no_grad():
+            mel = self._front(self._sounds(plan, hash((self._settings.seed, self.step)) & 0x7FFFFFFF))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+            audio = encode(self._weights, self._config, mel)
+            logits = decode(self._weights, self._config, audio, tokens, delays)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+    def _rate(self) -> float:
+        """Return the learning rate of this step: a warm start, then half a cosine to almost nothing."""
+        s = self._settings
+        if self.step < s.warm_steps:
+            return s.rate * (self.step + 1) / s.warm_steps
+        through = (self.step - s.warm_steps) / max(1, s.steps - s.warm_steps)
+        return s.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, through))))
+
+    def _new_optimizer(self, state: State) -> torch.optim.AdamW:
+        matrices = [
+            value for name, value in self._weights.items() if value.dim() > 1 and "tok_emb" not in name
+        ]
+        rest = [value for name, value in self._weights.items() if value.dim() == 1 or "tok_emb" in name]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": self._settings.decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-9)
+        for name, square in state.squares.items():
+            weight = self._weights[name]
+            optimizer.state[weight] = {
+                "step": torch.tensor(float(state.step)),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": square.to(self._device),
+            }
+        return optimizer
+
+    def _plans(self, workers: int) -> Iterator[Plan]:
+        if self._settings.smoke:  # always the same, to be learnt by heart
+            for _ in range(self.step, self._settings.steps):
+                yield self._examples.plan(0)
+            return
+        steps = range(self.step, self._settings.steps)
+        yield from DataLoader(
+            _Plans(self._examples), batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is
+        )  # fmt: skip
+
+    def _score(self) -> None:
+        if self._settings.smoke:
+            scores = {"by heart": self._by_heart()}
+        else:
+            scores = dev_scores(self._weights, self._config, self._pack, self._device)
+        self._tell({"dev": scores})
+
+    def _by_heart(self) -> dict[str, float]:
+        plan = self._examples.plan(0)
+        delays = torch.from_numpy(plan.delays).to(self._device)
+        heard = answer(self._weights, self._config, self._sounds(plan, 0), delays).cpu()
+        errors = words = 0
+        for row, delay in enumerate(plan.delays.tolist()):
+            said = words_of(plan.targets[row, LEFT_PAD + delay :].tolist())
+            errors += word_errors(said, words_of(heard[row, LEFT_PAD + delay :].tolist()))
+            words += len(said)
+        return {"words": words, "errors": errors, "rate": errors / max(1, words)}
+
+    def _keep(self) -> None:
+        squares = {
+            name: self._optimizer.state[value]["exp_avg_sq"]
+            for name, value in self._weights.items()
+            if value in self._optimizer.state
+        }
+        state = State(self.step, self._seconds, asdict(self._settings), self._weights, squares)
+        save_state(self._state_file, state)
+
+    def _tell(self, what: dict[str, Any]) -> None:
+        line = json.dumps({"step": self.step, "seconds": round(self._seconds, 1), **what})
+        with (self._folder / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
+        print(line, flush=True)
+
+
+class _Plans(Dataset[Plan]):
+    """Batches by the number of their step, for workers to draw ahead."""
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+
+    def __getitem__(self, step: int) -> Plan:
+        return self._examples.plan(step)
+
+
+def _as_it_is(plan: Any) -> Any:
+    return plan

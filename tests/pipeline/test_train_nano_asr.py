@@ -1,0 +1,167 @@
+"""scripts/train-nano-asr: a tiny model learns a batch by heart, and the real pipe hears it; runs go on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from nano.examples import LEFT_PAD, TOKEN_SAMPLES, WORD, Examples
+from nano.forward import new_weights
+from nano.listening import dev_scores, padded, word_errors, words_of
+from nano.pack import Pack, Utterance, encode_opus, read_pack, write_pack
+from nano.size import NANO, SMOKE
+from nano.sounds import Sounds
+from nano.state import State, load_state, save_state
+from nano.training import SMOKE_SETTINGS
+from processes import ROOT, environment, shell
+
+from voxtral_pipes.errors import BadInputError
+
+CPU = torch.device("cpu")
+WAIT_S = 400
+
+
+def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / script, *map(str, arguments)],
+        capture_output=True, text=True, timeout=WAIT_S, env=environment(), check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two synthetic voices, and a recording that nobody trains with."""
+    folder = tmp_path_factory.mktemp("pack")
+    draw = np.random.default_rng(0)
+    rows = ["path\tspeaker\tsplit\ttranscript\tsource\tlicence\tkind"]
+    for name, split, text, kind in (("a.wav", "dev", "one", "digit"), ("n.wav", "train", "", "noise")):
+        soundfile.write(folder / name, draw.normal(0, 900, 20000).astype(np.int16), 16000)
+        rows.append(f"{name}\tme\t{split}\t{text}\ttest\tCC0\t{kind}")
+    (folder / "manifest.tsv").write_text("\n".join(rows) + "\n")
+    path = folder / "nano.pack"
+    done = run("pack-nano-asr", "-o", path, "--voices", "2", "--jobs", "1", folder / "manifest.tsv")
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(packed: Path) -> Path:
+    """A run on the CPU that learnt its batch by heart."""
+    folder = packed.parent / "run"
+    done = run("train-nano-asr", "--smoke", "--device", "cpu", packed, folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_batch_is_learnt_by_heart(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["loss"] > lines[-2]["loss"] and lines[-2]["loss"] < 0.01
+    assert lines[-1]["dev"]["by heart"]["rate"] == 0 and lines[-1]["dev"]["by heart"]["words"] > 3
+
+
+@pytest.mark.parametrize("packing", ["bf16", "q4_0"])
+def test_the_pipe_hears_what_was_learnt(tmp_path: Path, packed: Path, trained: Path, packing: str) -> None:
+    """The same words by the commands, from the model as written; packed weights are only asked to run."""
+    settings = SMOKE_SETTINGS
+    pack = read_pack(packed)
+    plan = Examples(pack, tokens=settings.tokens, batch=settings.batch, seed=0).plan(0)
+    sound = Sounds(pack, tokens=settings.tokens, device=CPU, disturbed=False)(plan, 0).numpy()
+    model = trained / "model"
+    if packing == "q4_0":
+        model = tmp_path / "packed" / "nano.gguf"
+        done = run("quantize", "asr", trained / "model", "-o", model)
+        assert done.returncode == 0, done.stderr
+    wordy = [row for row in range(settings.batch) if (plan.targets[row] == WORD).any()]
+    for row in wordy[:2] if packing == "bf16" else wordy[:1]:
+        delay = int(plan.delays[row])
+        audio = sound[row, LEFT_PAD * TOKEN_SAMPLES : (settings.tokens - delay - 11) * TOKEN_SAMPLES]
+        soundfile.write(tmp_path / "a.wav", audio, 16000, subtype="FLOAT")
+        line = f"vx-mel --delay-ms {80 * delay} a.wav | vx-encode --device cpu | vx-decode --device cpu | vx-detok"
+        done_pipe = shell(line, model, cwd=tmp_path)
+        assert done_pipe.returncode == 0, done_pipe.stderr.decode()
+        if packing == "bf16":
+            said = words_of(plan.targets[row, LEFT_PAD + delay :].tolist())
+            assert done_pipe.stdout.decode().split() == said
+
+
+def test_a_run_goes_on(tmp_path: Path, packed: Path) -> None:
+    arguments = ("--device", "cpu", "--smoke", "--steps", "4", "--log-steps", "1", packed, tmp_path / "run")
+    first = run("train-nano-asr", "--minutes", "0", *arguments)
+    assert first.returncode == 0 and "step 1 of 4: to be gone on with" in first.stderr, first.stderr
+    second = run("train-nano-asr", *arguments)
+    assert second.returncode == 0 and "step 4 of 4: over" in second.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    again = run("train-nano-asr", *arguments)
+    assert again.returncode == 0 and again.stdout == ""
+    other = run("train-nano-asr", "--seed", "1", *arguments)
+    assert other.returncode == 1 and "other settings" in other.stderr
+
+
+def test_the_real_size_takes_a_step(tmp_path: Path, packed: Path) -> None:
+    """Disturbed sounds, examples drawn by workers, dev scores: all that the smoke run leaves out."""
+    arguments = ("--device", "cpu", "--steps", "2", "--batch", "2", "--log-steps", "1", "--workers", "1")
+    done = run("train-nano-asr", *arguments, packed, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["dev"].keys() == {"test digit", "silence and noise"}
+    assert (tmp_path / "run" / "state.safetensors").stat().st_size < 16 << 20
+    assert (tmp_path / "run" / "model" / "consolidated.safetensors").stat().st_size < 6 << 20
+
+
+def test_a_state_is_kept(tmp_path: Path) -> None:
+    weights = new_weights(SMOKE, 0)
+    squares = {name: torch.rand(value.shape) ** 8 * 1e-3 for name, value in weights.items()}
+    save_state(tmp_path / "state", State(7, 1.5, {"seed": 0}, weights, squares))
+    found = load_state(tmp_path / "state")
+    assert (found.step, found.seconds, found.settings) == (7, 1.5, {"seed": 0})
+    for name, value in weights.items():
+        assert torch.equal(found.weights[name], value)
+        assert torch.allclose(found.squares[name], squares[name], rtol=0.1, atol=1e-17)
+    (tmp_path / "state").write_bytes(b"no state")
+    with pytest.raises(BadInputError, match="not the state"):
+        load_state(tmp_path / "state")
+
+
+def test_examples_depend_on_seed_and_step_alone(packed: Path) -> None:
+    pack = read_pack(packed)
+    one, two, other = (Examples(pack, tokens=160, batch=8, seed=seed) for seed in (0, 0, 1))
+    first, again = one.plan(5), two.plan(5)
+    assert all((getattr(first, name) == getattr(again, name)).all() for name in first.__slots__)
+    assert len(first.row) != len(other.plan(5).row) or (first.at != other.plan(5).at).any()
+    sounds = Sounds(pack, tokens=160, device=CPU)
+    heard = sounds(first, 3)
+    assert torch.equal(heard, sounds(first, 3)) and heard.isfinite().all() and heard.abs().max() <= 1
+    assert not heard[:, : LEFT_PAD * TOKEN_SAMPLES].any()
+    for row, delay in enumerate(first.delays.tolist()):
+        assert not heard[row, -(delay + 11) * TOKEN_SAMPLES :].any()
+
+
+def test_a_pack_without_words_cannot_train(tmp_path: Path) -> None:
+    row = Utterance("a", 0, 16000, "", (), "me", "train", "test", "CC0", "noise")
+    write_pack(tmp_path / "a.pack", [row], [("a", encode_opus(np.zeros(16000, np.int16), 0))], {})
+    with pytest.raises(BadInputError, match="no words"):
+        for step in range(20):
+            Examples(read_pack(tmp_path / "a.pack"), tokens=160, batch=4, seed=0).plan(step)
+
+
+def test_word_errors() -> None:
+    assert word_errors(["a", "b"], ["a", "b"]) == 0
+    assert word_errors([], ["a"]) == word_errors(["a"], []) == word_errors(["a"], ["b"]) == 1
+    assert word_errors(list("kitten"), list("sitting")) == 3
+
+
+def test_dev_streams_are_padded_as_the_pipe_pads(packed: Path) -> None:
+    assert len(padded(np.ones(1281, np.int16), 6)) == (32 + 2 + 6 + 11) * 1280
+    pack: Pack = read_pack(packed)
+    scores = dev_scores(new_weights(SMOKE, 0), SMOKE, pack, CPU, most=1)
+    assert scores["test digit"]["words"] == 1 and scores["silence and noise"]["files"] == 1
+    assert NANO.decoder.window < 160

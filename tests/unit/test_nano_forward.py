@@ -1,0 +1,114 @@
+"""scripts/nano: what is trained is what the pipe computes; the nano vocabulary; answers are where they belong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from asr_models import SMALL, random_tensors
+from nano.examples import EOS, PAD, WORD, answers
+from nano.forward import decode, encode, new_weights
+from nano.front import Front
+from nano.size import NANO, SMOKE
+from nano.vocabulary import N_SPECIAL, PIECES, VOCAB_SIZE, write_vocabulary
+from nano.words import WORDS
+
+from voxtral_pipes.config import AsrConfig, AudioConfig
+from voxtral_pipes.formats.tekken import Tekken
+from voxtral_pipes.models.decode import Decoder
+from voxtral_pipes.models.encode import Encoder
+from voxtral_pipes.models.mel import MelFilters, MelState, step
+from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
+
+CPU = torch.device("cpu")
+
+
+def noise(batch: int, tokens: int) -> torch.Tensor:
+    draw = np.random.default_rng(3)
+    samples = draw.normal(0, 0.1, (batch, tokens * 1280)) * draw.uniform(0, 1, (batch, tokens * 1280)) ** 4
+    samples[0, : 10 * 1280] = 0
+    return torch.from_numpy(samples.astype(np.float32))
+
+
+def test_the_front_end_is_ours() -> None:
+    config = AudioConfig()
+    samples = noise(2, 30)
+    mel = Front(config, CPU)(samples)
+    assert mel.shape == (2, 240, 128)
+    for row, ours in zip(samples.numpy(), mel.numpy(), strict=True):
+        expected, _ = step(
+            MelFilters.new(config), MelState.new(config), np.concatenate([row, np.zeros(40, np.float32)])
+        )
+        assert np.abs(ours - expected).max() < 2e-5
+
+
+@pytest.mark.parametrize("config", [SMALL, SMOKE, NANO], ids=["small", "smoke", "nano"])
+def test_the_forward_pass_is_the_pipes(config: AsrConfig) -> None:
+    """Past both windows, with delays of each row, against the modules that the commands run, step by step."""
+    tensors = random_tensors(encoder_shapes(config), 1) | random_tensors(decoder_shapes(config), 2)
+    tokens = 110
+    mel = Front(config.audio, CPU)(noise(2, tokens))
+    embeds = encode(tensors, config, mel)
+    encoder = Encoder.of(tensors, config.encoder)
+    state = encoder.new_state(10, batch=2)
+    steps = []
+    for at in range(0, tokens, 10):
+        row, state = encoder.step(state, mel[:, 8 * at : 8 * at + 80])
+        steps.append(row)
+    assert torch.allclose(embeds, torch.cat(steps, 1), atol=1e-4, rtol=1e-4)
+    fed = torch.randint(0, config.decoder.vocab_size, (2, tokens), generator=torch.Generator().manual_seed(0))
+    delays = torch.tensor([3, 12])
+    logits = decode(tensors, config, embeds, fed, delays)
+    decoder = Decoder.of(tensors, config.decoder)
+    for number, delay in enumerate(delays.tolist()):
+        ring = decoder.new_state(delay)
+        for at in range(tokens):
+            here = slice(number, number + 1), slice(at, at + 1)
+            expected, ring = decoder.step(ring, embeds[here], fed[here])
+            assert torch.allclose(logits[number, at], expected[0], atol=1e-3, rtol=1e-3), at
+
+
+def test_every_weight_is_trained() -> None:
+    weights = {name: tensor.requires_grad_() for name, tensor in new_weights(SMOKE, 0).items()}
+    assert weights.keys() == (encoder_shapes(SMOKE) | decoder_shapes(SMOKE)).keys()
+    embeds = encode(weights, SMOKE, Front(SMOKE.audio, CPU)(noise(1, 50)))
+    logits = decode(weights, SMOKE, embeds, torch.zeros(1, 50, dtype=torch.int64), torch.tensor([6]))
+    logits.logsumexp(-1).sum().backward()
+    for name, tensor in weights.items():
+        assert tensor.grad is not None and tensor.grad.abs().sum() > 0, name
+
+
+def test_new_weights_say_nothing_yet() -> None:
+    """The loss begins near that of a guess, so nothing has to be unlearnt."""
+    weights = new_weights(NANO, 0)
+    assert 2.8e6 < sum(tensor.numel() for tensor in weights.values()) < 3e6
+    logits = decode(weights, NANO, torch.randn(1, 20, 192), torch.full((1, 20), PAD), torch.tensor([6]))
+    loss = torch.nn.functional.cross_entropy(logits[0], torch.arange(20))
+    assert float(loss) < 2 * np.log(VOCAB_SIZE)
+
+
+def test_the_vocabulary(tmp_path: Path) -> None:
+    write_vocabulary(tmp_path / "tekken.json", NANO.audio)
+    tekken = Tekken.read(tmp_path / "tekken.json")
+    assert (tekken.n_special, tekken.vocab_size) == (N_SPECIAL, VOCAB_SIZE)
+    for word in WORDS:
+        (token,) = tekken.encode(f" {word}")
+        assert tekken.token_bytes(token) == f" {word}".encode() and token == N_SPECIAL + PIECES.index(
+            f" {word}".encode()
+        )
+    assert len(tekken.encode(" one two three")) == 3
+    odd = "né 語 zeroes"
+    assert b"".join(map(tekken.token_bytes, tekken.encode(odd))).decode() == odd
+
+
+def test_answers() -> None:
+    """A word is written when its last sample has been heard and the delay is over; words do not overlap."""
+    one, two = (N_SPECIAL + PIECES.index(word) for word in (b" one", b" two"))
+    out = answers([(1280, "one"), (1281, "two"), (20 * 1280, "one")], 6, 20)
+    assert len(out) == 31
+    assert out[:5].tolist() == [WORD, one, WORD, two, PAD]
+    assert out[19:21].tolist() == [WORD, one]
+    assert out[-1] == EOS and (out[21:-1] == PAD).all()
+    assert answers([], 6, 4).tolist() == [PAD] * 14 + [EOS]
