@@ -21,7 +21,7 @@ from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.feedback import Listener
 from voxtral_pipes.formats.frame import Frame, encode
 
-END_S = 10
+END_S = 60.0
 """How long a pipe may take to end when one of its processes has died."""
 NAMES = ["vx-tokenize", "vx-backbone", "vx-flow", "vx-codec"]
 TEXT = "hi\nthere, my friend\nthe third line\n"
