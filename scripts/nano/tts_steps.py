@@ -1,0 +1,148 @@
+"""The two phases of the training: what one step minimises, and how well the model does on what it was not taught."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nano import tts_codec, tts_forward
+from nano.tts_examples import Batch, Line, padded
+from nano.tts_losses import wave_losses
+from nano.tts_pack import Speech
+from nano.tts_size import EncoderSize
+from nano.tts_weights import VOICES
+from voxtral_pipes.config import CodecConfig, TtsConfig
+from voxtral_pipes.models.codes import CODE_OFFSET, END_AUDIO
+
+COMMITMENT, BOOK_DECAY = 0.25, 0.95
+LATENT_NOISE = 0.08
+"""About a level and a half of what is rounded, added in half of the stretches."""
+DROPPED = 0.12
+"""Frames whose flow is learnt without a condition, for guidance."""
+JITTER, HIDDEN_FRAMES = 0.3, 0.1
+"""Codes fed back that are off by a level, and frames fed back whose semantic code is drawn."""
+TIMES = 4
+"""Times at which the flow of each frame is learnt."""
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class CodecPhase:
+    """Encoder, quantisers and decoder, end to end."""
+
+    config: CodecConfig
+    size: EncoderSize
+
+    def loss(self, weights: Weights, samples: Tensor, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what to minimise and its parts; moves the codebook."""
+        device = samples.device
+        draw = torch.Generator().manual_seed(seed)
+        with _autocast(device):
+            latents = tts_codec.encode(weights, self.config, self.size, samples)
+        noise = LATENT_NOISE * torch.randn((*latents.shape[:2], self.config.acoustic_dim), generator=draw)
+        noise = noise * (torch.rand(len(latents), 1, 1, generator=draw) < 0.5)
+        quantised = tts_codec.quantise(weights, self.config, latents, noise.to(device))
+        with _autocast(device):
+            made = tts_codec.decode(weights, self.config, quantised.latents)
+        terms = wave_losses(made, samples)
+        died = tts_codec.update_book(weights, quantised, BOOK_DECAY, draw)
+        terms |= {"commitment": quantised.commitment, "dead": torch.tensor(float(died))}
+        loss = terms["total"] + COMMITMENT * quantised.commitment
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+    @torch.no_grad()
+    def score(self, weights: Weights, samples: Tensor) -> dict[str, float]:
+        """Return the parts of the loss through real codes, and how many entries they use."""
+        latents = tts_codec.encode(weights, self.config, self.size, samples)
+        quantised = tts_codec.quantise(weights, self.config, latents, None)
+        terms = wave_losses(tts_codec.decode(weights, self.config, quantised.latents), samples)
+        used = len(quantised.chosen.unique())
+        return {name: float(value) for name, value in terms.items()} | {"entries": float(used)}
+
+
+@torch.no_grad()
+def coded(
+    weights: Weights, config: CodecConfig, size: EncoderSize, speech: Speech, split: str, device: torch.device
+) -> list[Line]:
+    """Encode all utterances of a split, the shortest first."""
+    lines = []
+    for one in speech.utterances:
+        if one.split == split:
+            samples = padded(speech.audio(one), config.frame_samples)[None].to(device)
+            codes = tts_codec.codes_of(weights, config, tts_codec.encode(weights, config, size, samples))
+            lines.append(Line(one.text, speech.voice(one), codes[0].cpu()))
+    return sorted(lines, key=lambda line: len(line.codes))
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechPhase:
+    """Backbone and flow head, fed with the right codes."""
+
+    config: TtsConfig
+
+    def loss(
+        self, weights: Weights, batch: Batch, seed: int, *, noisy: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what to minimise and its parts."""
+        device = batch.ids.device
+        draw = torch.Generator().manual_seed(seed)
+        fed = self._noisy(batch.codes, draw) if noisy else batch.codes
+        with _autocast(device):
+            hidden = tts_forward.backbone(
+                weights, self.config.backbone, batch.ids, weights[VOICES][batch.voice], fed, batch.frame
+            )
+            read = hidden.gather(1, batch.reads[..., None].expand(-1, -1, hidden.shape[-1]))
+            logits = tts_forward.semantic_logits(weights, read).float()
+        at = torch.arange(read.shape[1], device=device)
+        wanted = F.pad(batch.codes[..., 0], (0, 1)).masked_fill(at == batch.lengths[:, None], END_AUDIO)
+        there = at <= batch.lengths[:, None]
+        semantic = F.cross_entropy(logits[there], wanted[there])
+        best = logits[there].argmax(dim=-1)
+        ends = wanted[there] == END_AUDIO
+        spoken = (at[:-1] < batch.lengths[:, None]).nonzero(as_tuple=True)
+        flow = self._flow(weights, read[:, :-1][spoken], batch.codes[..., 1:][spoken], draw)
+        right = best == wanted[there]
+        terms = {
+            "semantic": semantic, "flow": flow, "accuracy": right.float().mean(),
+            "ends_found": right[ends].float().mean(), "ends_false": (best[~ends] == END_AUDIO).float().mean(),
+        }  # fmt: skip
+        return semantic + flow, {name: term.detach() for name, term in terms.items()}
+
+    def _flow(self, weights: Weights, hidden: Tensor, codes: Tensor, draw: torch.Generator) -> Tensor:
+        half = (self.config.flow.acoustic_levels - 1) / 2
+        target = ((codes - CODE_OFFSET).float() / half - 1).repeat(TIMES, 1)
+        rows = len(target)
+        noise = torch.randn(target.shape, generator=draw).to(target.device)
+        times = torch.rand(rows, generator=draw).to(target.device)
+        kept = (torch.rand(rows, generator=draw) >= DROPPED).to(target.device)
+        x = noise + times[:, None] * (target - noise)
+        with _autocast(target.device):
+            made = tts_forward.velocity(weights, self.config.flow, x, times, hidden.repeat(TIMES, 1), kept)
+        return (made.float() - (target - noise)).square().mean()
+
+    def _noisy(self, codes: Tensor, draw: torch.Generator) -> Tensor:
+        """Change some of the codes that are fed, for those that the model makes itself are not the right ones."""
+        flow = self.config.flow
+        off = torch.randint(0, 2, codes.shape, generator=draw) * 2 - 1
+        off = off * (torch.rand(codes.shape, generator=draw) < JITTER)
+        moved = (codes + off.to(codes.device)).clamp(CODE_OFFSET, CODE_OFFSET + flow.acoustic_levels - 1)
+        drawn = torch.randint(0, flow.semantic_size, codes.shape[:2], generator=draw) + CODE_OFFSET
+        hidden = (torch.rand(codes.shape[:2], generator=draw) < HIDDEN_FRAMES).to(codes.device)
+        semantic = torch.where(hidden, drawn.to(codes.device), codes[..., 0])
+        return torch.cat((semantic[..., None], moved[..., 1:]), dim=-1)
+
+    @torch.no_grad()
+    def score(self, weights: Weights, batches: Sequence[Batch]) -> dict[str, float]:
+        """Return the mean parts of the loss over batches, codes fed as they are."""
+        scores = [self.loss(weights, batch, 0, noisy=False)[1] for batch in batches]
+        return {name: math.fsum(float(one[name]) for one in scores) / len(scores) for name in scores[0]}
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")

@@ -1,0 +1,158 @@
+"""scripts/train-nano-tts: batches, checkpoints, and a model of a few steps that the commands take."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nano.pack import Utterance, write_pack
+from nano.tts_codec import SUM, USAGE
+from nano.tts_examples import Line, batch_of, collate, padded
+from nano.tts_losses import wave_losses
+from nano.tts_pack import KIND, encode_opus
+from nano.tts_size import NANO, NANO_ENCODER, SMOKE, SMOKE_ENCODER, VOICE_ROWS
+from nano.tts_state import Training, learning_rate
+from nano.tts_steps import CodecPhase, SpeechPhase
+from nano.tts_weights import VOICES, codec_weights, speech_weights
+from processes import ROOT, WAIT_S, environment
+from tts_models import random_codes_of, random_rows
+
+from voxtral_pipes.errors import BadInputError
+from voxtral_pipes.formats.locate import locate_model
+from voxtral_pipes.models.checkpoint import TtsCheckpoint
+from voxtral_pipes.models.tts_shapes import tts_shapes
+
+SCRIPT = ROOT / "scripts" / "train-nano-tts"
+CPU = torch.device("cpu")
+
+
+def lines() -> list[Line]:
+    codes = random_codes_of(SMOKE.codec.semantic_size, 21, 36, 9)[0]
+    return [Line("hi", 0, codes[:3]), Line("hello world", 1, codes)]
+
+
+def test_a_batch_has_the_prompt_of_the_backbone() -> None:
+    batch = collate(lines(), 2)
+    assert batch.ids[0, :10].tolist() == [1, 25, 24, 24, 36, 64 + ord("h"), 64 + ord("i"), 35, 25, 0]
+    assert batch.frame[0, 8:13].tolist() == [-1, 0, 1, 2, -1]
+    assert batch.reads[0, :4].tolist() == [8, 9, 10, 11] and batch.reads[1].tolist() == list(range(17, 27))
+    assert batch.ids.shape[1] == 27 and batch.lengths.tolist() == [3, 9]
+    again = batch_of(lines(), 3, 2, 5)
+    assert (again.ids == batch_of(lines(), 3, 2, 5).ids).all() and len(again.ids) == 3
+    assert padded(np.zeros(5, np.int16), 4).shape == (8,)
+
+
+def test_the_same_wave_has_no_loss() -> None:
+    samples = 0.1 * random_rows(2, 9600, 0)
+    same, other = wave_losses(samples, samples), wave_losses(samples * 0.5, samples)
+    assert float(same["total"]) == 0 and all(float(term) > 0 for term in other.values())
+    assert float(wave_losses(torch.zeros(1, 9600), torch.zeros(1, 9600))["total"]) == 0
+
+
+def test_padding_and_drawn_numbers_leave_the_loss_alone() -> None:
+    weights, phase = speech_weights(SMOKE, 2, VOICE_ROWS, 0), SpeechPhase(SMOKE)
+    both = phase.loss(weights, collate(lines(), VOICE_ROWS), 3, noisy=False)[1]
+    alone = [phase.loss(weights, collate([line], VOICE_ROWS), 3, noisy=False)[1] for line in lines()]
+    # Of each: its frames, and the end.
+    mean = (4 * alone[0]["semantic"] + 10 * alone[1]["semantic"]) / 14
+    assert abs(float(both["semantic"] - mean)) < 1e-5
+    first, again = (phase.loss(weights, collate(lines(), VOICE_ROWS), 3)[0] for _ in range(2))
+    assert float(first) == float(again)
+
+
+def test_learning_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    phase = CodecPhase(SMOKE.codec, SMOKE_ENCODER)
+    weights = codec_weights(SMOKE.codec, SMOKE_ENCODER, 0)
+    samples = 0.1 * random_rows(2, 4 * SMOKE.codec.frame_samples, 0)
+
+    def new(steps: int = 40) -> Training:
+        return Training.new(weights, (SUM, USAGE), steps, 1e-3, CPU)
+
+    training = new()
+    totals = []
+    for seed in range(8):
+        loss, terms = phase.loss(training.weights, samples, seed)
+        training.learn(loss)
+        totals.append(float(terms["total"]))
+        if seed == 5:
+            training.save(tmp_path / "a.ckpt")
+    assert totals[-1] < totals[0]
+    resumed = new()
+    resumed.load(tmp_path / "a.ckpt")
+    assert resumed.step == 6
+    for seed in (6, 7):
+        loss, terms = phase.loss(resumed.weights, samples, seed)
+        resumed.learn(loss)
+        assert abs(float(terms["total"]) - totals[seed]) < 0.01 * totals[seed]
+    with pytest.raises(BadInputError, match="of 40 steps, not 41"):
+        new(41).load(tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(b"no")
+    with pytest.raises(BadInputError, match="not a checkpoint"):
+        new().load(tmp_path / "b.ckpt")
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate(step, 1000) for step in range(1000)]
+    assert rates[0] < 0.02 and max(rates) == 1 and rates[-1] < 1e-4
+
+
+def test_sizes_keep_to_what_may_be_sent_and_shipped() -> None:
+    codec = sum(w.numel() for w in codec_weights(NANO.codec, NANO_ENCODER, 0).values())
+    speech = sum(w.numel() for w in speech_weights(NANO, 2, VOICE_ROWS, 0).values())
+    assert 8 * max(codec, speech) < 16 * 2**20  # float32, and two moments of half the size
+    assert sum(int(np.prod(shape)) for shape in tts_shapes(NANO).values()) < 2.8e6
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    rows, sounds = [], []
+    for number, (speaker, text) in enumerate((("she", "hi"), ("he", "ho"))):
+        wave = (3000 * np.sin(np.arange(12000) * (0.05 + 0.02 * number))).astype(np.int16)
+        sounds.append((f"{number}.opus", encode_opus(wave, number)))
+        rows.append(
+            Utterance(f"{number}.opus", 0, 12000, text, None, speaker, "train", "test", "none", "word")
+        )
+    about = {"model": KIND, "speakers": {"she": "casual_female", "he": "casual_male"}}
+    write_pack(tmp_path / "tts.pack", rows, sounds, about)
+    return tmp_path / "tts.pack"
+
+
+def train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments), "--smoke", "--device", "cpu", "--steps", "3"],
+        capture_output=True, text=True, timeout=WAIT_S, env=environment(), check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_the_commands_take_what_was_trained(tmp_path: Path, packed: Path) -> None:
+    work, model = tmp_path / "work", tmp_path / "model"
+    done = train("speech", packed, work)
+    assert done.returncode == 1 and "codec.ckpt: not a checkpoint" in done.stderr
+    for phase in ("codec", "speech"):
+        done = train(phase, packed, work)
+        assert done.returncode == 0, done.stderr
+        assert train(phase, packed, work).stdout.startswith(phase)  # and has nothing left to do
+    told = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    assert [line["phase"] for line in told] == ["codec", "codec", "speech", "speech"]
+    assert all(line["step"] == 3 and line["split"] == "dev" for line in told)
+    assert train("export", packed, work).returncode == 1
+    done = train("export", packed, work, "--out", model)
+    assert done.returncode == 0, done.stderr
+    checkpoint = TtsCheckpoint(locate_model(str(model)))
+    assert checkpoint.config == SMOKE and checkpoint.names == set(tts_shapes(SMOKE))
+    spoken = subprocess.run(
+        f'printf "hi" | vx-tokenize -m "{model}" | vx-backbone -m "{model}" --voice casual_male --max-frames 3'
+        f' | vx-flow -m "{model}" -n 1 --seed 1 | vx-codec -m "{model}" --format raw',
+        shell=True, capture_output=True, timeout=WAIT_S, env=environment(), check=False,
+    )  # fmt: skip
+    assert spoken.returncode == 0, spoken.stderr
+    assert len(spoken.stdout) <= 3 * 2 * 1920 and len(spoken.stdout) % 3840 == 0
+    held = torch.load(work / "speech.ckpt", weights_only=True)
+    assert held["weights"][VOICES].shape == (2, VOICE_ROWS, SMOKE.backbone.dim)
