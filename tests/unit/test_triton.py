@@ -242,12 +242,12 @@ def test_a_transformer_that_goes_by_the_kernels_over_its_ring(
     monkeypatch: pytest.MonkeyPatch, part: str, steps: int
 ) -> None:
     """Past the window, so that slots are written again; the encoder has biases and no groups of heads."""
-    if part == "encoder":
-        config, prefix = replace(SMALL.encoder, n_layers=2, window=9), f"{WHISPER}transformer."
-        tensors = random_asr_tensors(encoder_shapes(replace(SMALL, encoder=config)), 1)
-    else:
-        config, prefix = replace(SMALL.decoder, n_layers=2, window=9), ""
-        tensors = random_asr_tensors(decoder_shapes(replace(SMALL, decoder=config)), 2)
+    encoder = replace(SMALL.encoder, n_layers=2, window=9)
+    decoder = replace(SMALL.decoder, n_layers=2, window=9)
+    small = replace(SMALL, encoder=encoder, decoder=decoder)
+    shapes = encoder_shapes(small) if part == "encoder" else decoder_shapes(small)
+    prefix, config = (f"{WHISPER}transformer.", encoder) if part == "encoder" else ("", decoder)
+    tensors = random_asr_tensors(shapes, 1)
     exact = Stack.of(tensors, prefix, config)
     half = Stack.of({name: tensor.half() for name, tensor in tensors.items()}, prefix, config)
     rings = [stack.new_kv(batch=1, window=9, max_step=4) for stack in (exact, half)]
