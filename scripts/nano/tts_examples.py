@@ -30,20 +30,22 @@ class Stretches:
     """Random stretches of the sounds of a split."""
 
     def __init__(self, speech: Speech, split: str, frames: int, frame: int) -> None:
-        """Each has `frames` frames of `frame` samples; where one utterance is too short the next ones follow."""
+        """Each has `frames` frames of `frame` samples; behind one utterance the next ones follow, in a circle."""
         sounds = [speech.audio(one) for one in speech.utterances if one.split == split]
-        self._samples = (
-            torch.from_numpy(np.concatenate(sounds)) if sounds else torch.zeros(0, dtype=torch.int16)
-        )
+        whole = torch.from_numpy(np.concatenate(sounds)) if sounds else torch.zeros(1, dtype=torch.int16)
+        self._begins = np.cumsum([0, *map(len, sounds[:-1])])
         self._length = frames * frame
-        if len(self._samples) <= self._length:
-            repeats = self._length // max(len(self._samples), 1) + 2
-            self._samples = self._samples.repeat(repeats)
+        self._starts = len(whole)
+        self._samples = torch.cat((whole, whole.repeat(self._length // len(whole) + 1)[: self._length]))
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """Draw float32 [count, samples]: by the seed alone, some louder, some quieter."""
+        """Draw float32 [count, samples]: by the seed alone, some louder, some quieter.
+
+        Half of them begin where an utterance does, for that is where a decoder begins.
+        """
         rng = np.random.default_rng(seed)
-        starts = rng.integers(0, len(self._samples) - self._length, count)
+        anywhere = rng.integers(0, self._starts, count)
+        starts = np.where(rng.random(count) < 0.5, rng.choice(self._begins, count), anywhere)
         rows = torch.stack([self._samples[at : at + self._length] for at in starts]).float() / 32768
         gains = torch.from_numpy(10 ** (rng.uniform(-6, 3, count) / 20)).float()
         return (rows * gains[:, None]).clamp(-1, 1)
