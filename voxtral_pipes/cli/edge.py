@@ -74,7 +74,7 @@ def run(parser: Parser, work: Callable[[argparse.Namespace, Log], int]) -> int:
     try:
         _hold_standard_descriptors()
         _set_signals()
-        parser.write = lambda text: Output(binary=False).write(text)
+        parser.print_by(lambda text: Output(binary=False).write(text))
         args = parser.parse()
         log.level = _level(args)
         wait_briefly()

@@ -19,8 +19,12 @@ from voxtral_pipes.formats.family import MODEL_VARIABLE
 class Parser(argparse.ArgumentParser):
     """argparse with exact option names only and one-line errors."""
 
-    write: Callable[[bytes], object]
-    """Where help and version go; set by the edge, since argparse itself would not notice a full disk."""
+    _write: Callable[[bytes], object]
+
+    @classmethod
+    def print_by(cls, write: Callable[[bytes], object]) -> None:
+        """Say how help and version are printed, those of subcommands too; argparse would not notice a full disk."""
+        cls._write = staticmethod(write)
 
     def __init__(self, prog: str, description: str, example: str) -> None:
         super().__init__(
@@ -35,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: object = None) -> None:
         """Print help or version."""
-        self.write(message.encode())
+        self._write(message.encode())
 
     def parse(self) -> argparse.Namespace:
         """Parse the command line; argparse itself would take a `--` with nothing behind it for an operand."""
