@@ -10,7 +10,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,24 +108,42 @@ def _entry(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(name, _EPOCH)
 
 
-def read_pack(path: Path) -> Pack:
-    """Read a packed file and decode its sounds, on all cores.
+def read_archive(
+    path: Path, decode: Callable[[bytes], Int16], refuse: Callable[[Mapping[str, Any]], str | None]
+) -> tuple[Mapping[str, Any], list[dict[str, Any]], dict[str, Int16]]:
+    """Read a packed file and decode its sounds, on all cores: what it is about, its utterances as rows, its sounds.
+
+    `refuse` says what is wrong with what it is about, if anything is.
 
     Raises:
-        BadInputError: it is not one, or damaged.
+        BadInputError: it is not one, damaged, or refused.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             about = json.loads(archive.read("about.json"))
-            if about.get("version") != VERSION:
-                raise BadInputError(f"{path}: version {about.get('version')} is not known")
+            if (wrong := refuse(about)) is not None:
+                raise BadInputError(f"{path}: {wrong}")
             rows = [json.loads(line) for line in archive.read("utterances.jsonl").splitlines()]
             names = list(dict.fromkeys(row["sound"] for row in rows))
             streams = [archive.read(name) for name in names]
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise BadInputError(f"{path}: not a packed training file: {error}") from error
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sounds = dict(zip(names, pool.map(decode, streams), strict=True))
+        return about, rows, dict(zip(names, pool.map(decode, streams), strict=True))
+
+
+def _unknown(about: Mapping[str, Any]) -> str | None:
+    version = about.get("version")
+    return None if version == VERSION else f"version {version} is not known"
+
+
+def read_pack(path: Path) -> Pack:
+    """Read a packed file of the recogniser.
+
+    Raises:
+        BadInputError: it is not one, or damaged.
+    """
+    about, rows, sounds = read_archive(path, decode, _unknown)
     utterances = [
         Utterance(**{**row, "ends": tuple(row["ends"]) if row["ends"] is not None else None}) for row in rows
     ]

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-import os
-import zipfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,7 @@ import soundfile
 import soxr
 
 from nano.ogg import with_serial
-from nano.pack import VERSION, Utterance
+from nano.pack import VERSION, Utterance, read_archive
 from nano.words import RATE_HZ as RECORDED_HZ
 from voxtral_pipes.config import TTS_RATE_HZ
 from voxtral_pipes.errors import BadInputError
@@ -79,24 +75,18 @@ def decode(stream: bytes) -> Int16:
     return rounded
 
 
+def _foreign(about: Mapping[str, Any]) -> str | None:
+    ours = (about.get("version"), about.get("model")) == (VERSION, KIND)
+    return None if ours else "not training data of the synthesis model"
+
+
 def read_speech(path: Path) -> Speech:
     """Read a packed file and decode its sounds, on all cores.
 
     Raises:
         BadInputError: it is not one, or damaged.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            about = json.loads(archive.read("about.json"))
-            if (about.get("version"), about.get("model")) != (VERSION, KIND):
-                raise BadInputError(f"{path}: not training data of the synthesis model")
-            rows = [json.loads(line) for line in archive.read("utterances.jsonl").splitlines()]
-            names = list(dict.fromkeys(row["sound"] for row in rows))
-            streams = [archive.read(name) for name in names]
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise BadInputError(f"{path}: not a packed training file: {error}") from error
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sounds = dict(zip(names, pool.map(decode, streams), strict=True))
+    about, rows, sounds = read_archive(path, decode, _foreign)
     utterances = [Utterance(**{**row, "ends": None}) for row in rows]
     for one in utterances:
         if one.at + one.samples > len(sounds[one.sound]) or one.speaker not in about["speakers"]:
