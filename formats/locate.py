@@ -1,4 +1,4 @@
-"""Find the files of a model: what `-m PATH` names, the environment, then the cache (design.md section 3).
+"""Find the files of a model: by `-m PATH`, the environment, the cache, or else the embedded one (design.md section 3).
 
 No import of numpy or torch.  To tell which model of the cache fits, tensor names are read and nothing else.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from voxtral_pipes.errors import BadModelError, NoModelError
+from voxtral_pipes.formats.embedded import FOLDERS, announcement, embedded
 from voxtral_pipes.formats.family import ASR, MODEL_VARIABLE, recognise
 from voxtral_pipes.formats.gguf import GgufFile
 from voxtral_pipes.formats.gguf_table import MAGIC
@@ -70,24 +72,34 @@ def cache_dir() -> Path:
     return root / "voxtral-pipes" / "models"
 
 
-def locate_model(model: str | None, family: str = ASR) -> ModelFiles:
+def locate_model(
+    model: str | None, family: str = ASR, say: Callable[[str], object] | None = None
+) -> ModelFiles:
     """Return the files of the model that `-m` names, or else the environment, or else the one in the cache.
 
+    Where there is none either, they are those of the embedded model, and `say` gets the line that tells so.
+
     Raises:
-        NoModelError: nothing is named and nothing is found, several models fit, or the named one is not there.
+        NoModelError: several models in the cache fit, the named one is not there, or nothing is named and the
+            package was installed without its models.
         BadModelError: the named place holds no model, or more than one.
     """
     named = model or os.environ.get(MODEL_VARIABLE[family])
-    return files_at(_existing(named)) if named else _only_cached(family)
+    return files_at(_existing(named, family)) if named else _unnamed(family, say)
 
 
-def locate_tekken(model: str | None, tokenizer: str | None = None, family: str = ASR) -> Path:
+def locate_tekken(
+    model: str | None,
+    tokenizer: str | None = None,
+    family: str = ASR,
+    say: Callable[[str], object] | None = None,
+) -> Path:
     """Return the tekken.json to use: `--tokenizer`, or that of the model which `locate_model` would take.
 
     Weights are not needed: a tekken.json itself, or a directory that holds one, may be named as the model.
 
     Raises:
-        NoModelError: no model is named and none is found, or the named file is not there.
+        NoModelError: as `locate_model`, or the file that --tokenizer names is not there.
         BadModelError: there is no tekken.json beside the weights.
     """
     if tokenizer:
@@ -97,7 +109,7 @@ def locate_tekken(model: str | None, tokenizer: str | None = None, family: str =
             raise NoModelError(f"--tokenizer {tokenizer}: there is no such file")
         return path
     named = model or os.environ.get(MODEL_VARIABLE[family])
-    path = _existing(named) if named else _only_cached(family).path
+    path = _existing(named, family) if named else _unnamed(family, say).path
     if path.suffix == ".json" and path.is_file() and not _is_settings(path.name):
         return path
     home = path if path.is_dir() else path.parent
@@ -144,8 +156,8 @@ def _is_settings(name: str) -> bool:
     return name in ("params.json", "config.json", MANIFEST) or name.endswith(".index.json")
 
 
-def _existing(named: str) -> Path:
-    """Resolve a path, or a name in the cache; a path that exists wins."""
+def _existing(named: str, family: str) -> Path:
+    """Resolve a path, a name in the cache, or that of an embedded model, in this order."""
     path = Path(named).expanduser() if named.startswith("~") else Path(named)
     if path.exists():
         return path
@@ -153,11 +165,14 @@ def _existing(named: str) -> Path:
         for candidate in (cache_dir() / named, cache_dir() / f"{named}.gguf"):
             if candidate.exists():
                 return candidate
+        if named in FOLDERS:
+            return embedded(family, named)
         raise NoModelError(f"there is no model {named!r}, neither here nor in the cache {cache_dir()}")
     raise NoModelError(f"there is no model at {named}")
 
 
-def _only_cached(family: str) -> ModelFiles:
+def _unnamed(family: str, say: Callable[[str], object] | None) -> ModelFiles:
+    """Take the only fitting model of the cache, or where none fits the embedded one."""
     cache = cache_dir()
     fitting, unusable = [], []
     for entry in sorted(cache.iterdir()) if cache.is_dir() else ():
@@ -172,13 +187,18 @@ def _only_cached(family: str) -> ModelFiles:
     if fitting:
         names = ", ".join(files.path.name for files in fitting)
         raise NoModelError(f"several models are in the cache {cache}: {names}; choose one with -m NAME")
+    # Whoever put a model there wants that one.
     broken = f"; not usable in the cache: {'; '.join(unusable)}" if unusable else ""
-    # Two names, so that both can be there.
-    random = f"asr --size tiny {cache}/tiny" if family == ASR else f"tts --size tiny {cache}/tiny-tts"
-    raise NoModelError(
-        f"no model: name one with -m PATH or ${MODEL_VARIABLE[family]}, or put one into {cache}/NAME (published "
-        f"weights, or random ones to try with: scripts/make-random-model {random}){broken}"
-    )
+    try:
+        folder = embedded(family)
+    except NoModelError as error:
+        raise NoModelError(
+            f"no model: name one with -m PATH or ${MODEL_VARIABLE[family]}, or put one into {cache}/NAME; "
+            f"{error}{broken}"
+        ) from error
+    if say is not None:
+        say(announcement(family) + broken)
+    return files_at(folder)
 
 
 def _in_directory(home: Path) -> ModelFiles:

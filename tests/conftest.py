@@ -19,6 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 from importlib.util import find_spec
 
 import pytest
+from processes import commands_embedding
 
 from voxtral_pipes.formats.tekken import Tekken
 
@@ -37,6 +38,33 @@ def tiny_tts_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from voxtral_pipes.models.random_tts import make_tts_model, tiny_tts_config
 
     return make_tts_model(tmp_path_factory.mktemp("model") / "tiny-tts", tiny_tts_config())
+
+
+@pytest.fixture(scope="session")
+def nano_home(tiny_model: Path, tiny_tts_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as that of the embedded models, of tiny random ones."""
+    from voxtral_pipes.models.random_model import make_asr_model, make_tts_model, tiny_config, tiny_tts_config
+
+    home = tmp_path_factory.mktemp("embedded") / "nano"
+    home.mkdir()
+    (home / "asr").symlink_to(tiny_model)
+    (home / "tts").symlink_to(tiny_tts_model)
+    make_asr_model(home / "asr-q4", tiny_config(), "gguf-q4")
+    make_tts_model(home / "tts-q4", tiny_tts_config(), "gguf-q4")
+    return home
+
+
+@pytest.fixture(scope="session")
+def with_nano(nano_home: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH to commands whose embedded models are those of `nano_home`."""
+    return commands_embedding(nano_home, tmp_path_factory.mktemp("commands") / "bin")
+
+
+@pytest.fixture(scope="session")
+def without_nano(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH to commands that were installed without embedded models."""
+    root = tmp_path_factory.mktemp("commands")
+    return commands_embedding(root / "nothing", root / "bin")
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,27 @@ def command(
     return done
 
 
+COMMAND = """#!{python}
+import sys
+from pathlib import Path
+from voxtral_pipes.formats import embedded
+embedded.HOME = Path({home!r})
+from voxtral_pipes.cli.{module} import main
+sys.exit(main())
+"""
+
+
+def commands_embedding(home: Path, folder: Path) -> str:
+    """Write commands into `folder` whose embedded models lie in `home`; return a PATH that finds them first."""
+    folder.mkdir()
+    for command in (ROOT / "bin").iterdir():
+        script = folder / command.name
+        module = command.name.removeprefix("vx-")
+        script.write_text(COMMAND.format(python=sys.executable, home=str(home), module=module))
+        script.chmod(0o755)
+    return f"{folder}:{environment()['PATH']}"
+
+
 def frames(data: bytes) -> list[Frame]:
     """Parse a whole frame stream."""
     return list(FrameReader(io.BytesIO(data)))

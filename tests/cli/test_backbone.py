@@ -20,7 +20,6 @@ from tts_checkpoints import change
 from voxtral_pipes.formats.frame import Frame
 from voxtral_pipes.models.random_model import cut_raw, make_tts_model, tiny_tts_config
 from voxtral_pipes.models.random_tts import SHORT_VOICES
-from voxtral_pipes.models.voices import PUBLISHED
 from voxtral_pipes.stages.base import Hello, Outgoing, Output
 
 WIDTH = tiny_tts_config().backbone.dim
@@ -198,8 +197,10 @@ def test_a_voice_that_is_none(model: Path, name: str, said: str) -> None:
     assert [frame.kind for frame in frames(done.stdout)] == ["hello", "error"]
 
 
-def test_no_model_is_one_line_and_travels(tmp_path: Path) -> None:
-    failed(run(data=asked()), "no model: name one with -m PATH or $VX_TTS_MODEL", "no-model")
+def test_no_model_is_one_line_and_travels(tmp_path: Path, without_nano: str) -> None:
+    failed(
+        run(data=asked(), PATH=without_nano), "no model: name one with -m PATH or $VX_TTS_MODEL", "no-model"
+    )
     failed(run("-m", "/nowhere", data=asked()), "there is no model at /nowhere", "no-model")
     failed(run(data=asked(), VX_TTS_MODEL="/nowhere"), "there is no model at /nowhere", "no-model")
     failed(run("-m", tmp_path, data=asked()), "holds no model", "bad-model")
@@ -368,18 +369,19 @@ def test_the_voices_of_a_model(model: Path, tmp_path: Path) -> None:
     assert len(listed(done)) == 20
 
 
-def test_the_published_voices_where_there_is_no_model() -> None:
-    done = run("--list-voices")
-    assert {name: int(n) for name, (_, n) in listed(done).items()} == PUBLISHED
+def test_the_voices_of_the_embedded_model(model: Path, with_nano: str, without_nano: str) -> None:
+    done = run("--list-voices", PATH=with_nano)
+    assert done.stdout == run("--list-voices", "-m", model).stdout
     assert (
-        done.stderr
-        == b"vx-backbone: warning: no model was found: these are the voices of the published one\n"
+        done.stderr.startswith(b"vx-backbone: warning: no model is named") and done.stderr.count(b"\n") == 1
     )
-    quiet = run("--list-voices", "-q")
+    quiet = run("--list-voices", "-q", PATH=with_nano)
     assert (quiet.stdout, quiet.stderr) == (done.stdout, b"")
+    done = run("--list-voices", PATH=without_nano)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
 
 
-def test_voices_of_a_model_that_is_none(tiny_model: Path, tmp_path: Path) -> None:
+def test_voices_of_a_model_that_is_none(model: Path, tiny_model: Path, tmp_path: Path) -> None:
     junk = tmp_path / "junk.gguf"
     junk.write_bytes(b"junk\n")
     for options, variables, said in (
@@ -387,7 +389,7 @@ def test_voices_of_a_model_that_is_none(tiny_model: Path, tmp_path: Path) -> Non
         ([], {"VX_TTS_MODEL": "/nowhere"}, "there is no model at /nowhere"),
         (["-m", tiny_model], {}, "is a speech recognition model"),
         (["-m", junk], {}, "not a GGUF file"),
-        (["--voices", "/nowhere"], {}, "/nowhere cannot be read"),
+        (["-m", model, "--voices", "/nowhere"], {}, "/nowhere cannot be read"),
     ):
         done = run("--list-voices", *options, **variables)  # type: ignore[arg-type]
         assert (done.returncode, done.stdout) == (1, b"") and said in done.stderr.decode()

@@ -65,8 +65,8 @@ def test_output_is_utf8_whatever_the_locale(model: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("-m", "/nowhere"), ("--tokenizer", "/nowhere/tekken.json")])
-def test_no_tokenizer_is_one_line(options: tuple[str, ...], tmp_path: Path) -> None:
-    done = run(*options, XDG_CACHE_HOME=str(tmp_path))
+def test_no_tokenizer_is_one_line(options: tuple[str, ...], tmp_path: Path, without_nano: str) -> None:
+    done = run(*options, XDG_CACHE_HOME=str(tmp_path), PATH=without_nano)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
     assert done.stderr.startswith(b"vx-detok: ")
 

@@ -318,8 +318,10 @@ def test_noise_of_other_floats_is_read(tmp_path: Path, kind: str) -> None:
         torch.from_numpy(got)  # which would warn of memory that cannot be written to
 
 
-def test_no_model_is_one_line_and_travels(tmp_path: Path, tiny_model: Path) -> None:
-    failed(run(data=asked()), "no model: name one with -m PATH or $VX_TTS_MODEL", "no-model")
+def test_no_model_is_one_line_and_travels(tmp_path: Path, tiny_model: Path, without_nano: str) -> None:
+    failed(
+        run(data=asked(), PATH=without_nano), "no model: name one with -m PATH or $VX_TTS_MODEL", "no-model"
+    )
     failed(run(data=asked(), VX_TTS_MODEL="/nowhere"), "there is no model at /nowhere", "no-model")
     failed(run("-m", tmp_path, data=asked()), "holds no model", "bad-model")
     said = "is a speech recognition model (voxtral-asr); this command needs a synthesis model"

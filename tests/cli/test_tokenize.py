@@ -55,11 +55,11 @@ def test_lines_become_streams(model: Path) -> None:
     assert sent == [*expected, Frame("end")]
 
 
-def test_where_the_tokenizer_is_found(model: Path, tmp_path: Path) -> None:
+def test_where_the_tokenizer_is_found(model: Path, tmp_path: Path, without_nano: str) -> None:
     for where in (("-m", model), ("-m", model / "tekken.json"), ("--tokenizer", model / "tekken.json")):
         assert run("--ids", *where).stdout == decimal("hi")
     assert run("--ids", VX_TTS_MODEL=str(model)).stdout == decimal("hi")
-    done = run("--ids", VX_ASR_MODEL=str(model), XDG_CACHE_HOME=str(tmp_path))
+    done = run("--ids", VX_ASR_MODEL=str(model), XDG_CACHE_HOME=str(tmp_path), PATH=without_nano)
     assert done.returncode == 1 and b"VX_TTS_MODEL" in done.stderr
 
 
@@ -122,8 +122,10 @@ def test_bad_input_is_one_line_and_travels(
 
 
 @pytest.mark.parametrize("options", [(), ("-m", "/nowhere"), ("--tokenizer", "/nowhere/tekken.json")])
-def test_no_tokenizer_is_one_line_and_travels(options: tuple[str, ...], tmp_path: Path) -> None:
-    done = run(*options, XDG_CACHE_HOME=str(tmp_path))
+def test_no_tokenizer_is_one_line_and_travels(
+    options: tuple[str, ...], tmp_path: Path, without_nano: str
+) -> None:
+    done = run(*options, XDG_CACHE_HOME=str(tmp_path), PATH=without_nano)
     assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
     assert done.stderr.startswith(b"vx-tokenize: ")
     hello, error = frames(done.stdout)

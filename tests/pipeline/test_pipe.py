@@ -248,10 +248,10 @@ def test_an_error_from_before_is_shown_under_v(tiny_model: Path) -> None:
     assert b"vx-encode: vx-mel: /no/such.wav" in done.stderr
 
 
-def test_no_model_says_how_to_get_one(tmp_path: Path) -> None:
-    done = shell(f"vx-mel {CLIP} | vx-encode", XDG_CACHE_HOME=str(tmp_path))
+def test_no_model_says_how_to_name_one(tmp_path: Path, without_nano: str) -> None:
+    done = shell(f"vx-mel {CLIP} | vx-encode", XDG_CACHE_HOME=str(tmp_path), PATH=without_nano)
     assert done.returncode == 1
-    assert b"make-random-model" in done.stderr and done.stderr.count(b"\n") == 1
+    assert b"-m PATH or $VX_ASR_MODEL" in done.stderr and done.stderr.count(b"\n") == 1
 
 
 def test_delay_and_padding_travel_in_the_open_frame(tiny_model: Path) -> None:

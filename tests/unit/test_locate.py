@@ -11,6 +11,8 @@ import pytest
 
 from voxtral_pipes.config import AsrConfig, DecoderConfig, EncoderConfig
 from voxtral_pipes.errors import BadModelError, NoModelError
+from voxtral_pipes.formats import embedded
+from voxtral_pipes.formats.family import ASR, MODEL_VARIABLE, TTS
 from voxtral_pipes.formats.locate import cache_dir, files_at, locate_model, locate_tekken
 from voxtral_pipes.models.random_model import cut_raw, make_asr_model
 
@@ -25,7 +27,9 @@ CONFIG = AsrConfig(
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("VX_ASR_MODEL", raising=False)
+    monkeypatch.setattr(embedded, "HOME", tmp_path / "nothing")
+    for variable in MODEL_VARIABLE.values():
+        monkeypatch.delenv(variable, raising=False)
     return tmp_path / "cache" / "voxtral-pipes" / "models"
 
 
@@ -157,7 +161,7 @@ def test_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_one_fitting_model_of_the_cache(cache: Path) -> None:
-    with pytest.raises(NoModelError, match=r"VX_ASR_MODEL.*make-random-model asr --size tiny"):
+    with pytest.raises(NoModelError, match=r"^no model: .*VX_ASR_MODEL.*/nothing/asr\)$"):
         locate_model(None)
     touch(cache / "broken", "consolidated.safetensors")
     with pytest.raises(NoModelError, match="not usable in the cache: broken"):
@@ -165,12 +169,86 @@ def test_the_one_fitting_model_of_the_cache(cache: Path) -> None:
     make_asr_model(cache / "one", CONFIG)
     assert locate_model(None).path == cache / "one"
     assert locate_tekken(None) == cache / "one" / "tekken.json"
-    with pytest.raises(NoModelError, match=r"VX_TTS_MODEL.*make-random-model tts --size tiny .*/tiny-tts\)"):
+    with pytest.raises(NoModelError, match=r"VX_TTS_MODEL.*/nothing/tts\)"):
         locate_model(None, "voxtral-tts")
     make_asr_model(cache / "two", CONFIG, "gguf-q4")
     cut_raw(cache / "two", 5000)
     with pytest.raises(NoModelError, match=r"several models.*one, two.*-m NAME"):
         locate_model(None)
+
+
+@pytest.fixture
+def nano(nano_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(embedded, "HOME", nano_home)
+    return nano_home
+
+
+def test_the_embedded_model_comes_last(
+    nano: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What -m names, what the variable names, the one in the cache; the embedded one is announced, no other is."""
+    said: list[str] = []
+    for family, variable in MODEL_VARIABLE.items():
+        short = {ASR: "asr", TTS: "tts"}[family]
+        assert locate_model(None, family, said.append).path == nano / short
+        [line] = said
+        assert line.startswith("no model is named: the embedded nano model") and line.endswith(f"${variable}")
+        assert locate_tekken(None, None, family, said.append) == nano / short / "tekken.json"
+        assert said.pop() == said.pop() == line
+        other = touch(tmp_path / short, "other.gguf", "tekken.json")
+        assert locate_tekken(None, str(other), family, said.append) == other / "tekken.json"
+        assert locate_model(None, family).path == nano / short  # who does not listen is not told
+    make_asr_model(cache / "cached", CONFIG)
+    assert locate_model(None, ASR, said.append).path == cache / "cached"
+    assert locate_tekken(None, None, ASR, said.append).parent == cache / "cached"
+    monkeypatch.setenv("VX_ASR_MODEL", str(tmp_path / "asr"))
+    assert locate_model(None, ASR, said.append).path == tmp_path / "asr"
+    assert locate_model(str(tmp_path / "tts"), ASR, said.append).path == tmp_path / "tts"
+    assert said == []
+    assert (
+        locate_model(None, TTS, said.append).path == nano / "tts"
+    )  # that in the cache is of the other family
+    assert len(said) == 1
+
+
+def test_what_is_not_usable_in_the_cache_is_told_with_the_embedded_model(nano: Path, cache: Path) -> None:
+    said: list[str] = []
+    touch(cache / "broken", "consolidated.safetensors")
+    assert locate_model(None, ASR, said.append).path == nano / "asr"
+    assert len(said) == 1 and "; not usable in the cache: broken (" in said[0]
+
+
+def test_several_in_the_cache_are_an_error_all_the_same(nano: Path, cache: Path) -> None:
+    for name in ("one", "two"):
+        make_asr_model(cache / name, CONFIG)
+    with pytest.raises(NoModelError, match="several models"):
+        locate_model(None)
+
+
+def test_embedded_models_have_names(
+    nano: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    for name, family, folder in (
+        ("nano", ASR, "asr"), ("nano", TTS, "tts"), ("nano-q4", ASR, "asr-q4"), ("nano-q4", TTS, "tts-q4"),
+    ):  # fmt: skip
+        assert locate_model(name, family, said.append).path == nano / folder
+        assert locate_tekken(name, None, family, said.append) == nano / folder / "tekken.json"
+        monkeypatch.setenv(MODEL_VARIABLE[family], name)
+        assert locate_model(None, family, said.append).path == nano / folder
+    assert said == []
+    touch(cache / "nano", "cached.gguf")
+    assert locate_model("nano").path == cache / "nano"
+    touch(tmp_path / "nano", "here.gguf")
+    assert names(locate_model("nano").weights) == ["here.gguf"]
+    with pytest.raises(NoModelError, match="no model at"):
+        locate_model("./nano-q4")
+    monkeypatch.setattr(embedded, "HOME", touch(tmp_path / "bare" / "asr-q4", "tekken.json").parent)
+    with pytest.raises(
+        NoModelError, match=r"^the embedded model nano-q4 is not in this installation \(.*asr-q4\)$"
+    ):
+        locate_model("nano-q4")
 
 
 def test_tekken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
 from voxtral_pipes.config import MAX_FRAMES, TTS_RATE_HZ
-from voxtral_pipes.errors import BadInputError, NoModelError, VoxError
-from voxtral_pipes.formats.family import MODEL_VARIABLE, TTS
+from voxtral_pipes.errors import BadInputError, VoxError
+from voxtral_pipes.formats.family import TTS
 
 if TYPE_CHECKING:
     from voxtral_pipes.cli.feedback import Listener
@@ -135,7 +134,7 @@ def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage
     from voxtral_pipes.models.voices import DEFAULT, pick
     from voxtral_pipes.stages.backbone import BackboneOptions, BackboneStage
 
-    files = locate_model(args.model, TTS)
+    files = locate_model(args.model, TTS, log.warn)
     checkpoint = TtsCheckpoint(files)
     config = checkpoint.config.backbone
     tekken = _tekken(args, files, log)
@@ -176,22 +175,14 @@ def _voices(args: argparse.Namespace, files: ModelFiles, tekken: Tekken | None) 
 
 
 def _list(args: argparse.Namespace, log: edge.Log) -> int:
-    """Print the voices; those of the published model where there is none to ask."""
+    """Print the voices of the model."""
     from voxtral_pipes.formats.locate import locate_model
     from voxtral_pipes.models.checkpoint import TtsCheckpoint
-    from voxtral_pipes.models.voices import PUBLISHED, voices_in
 
     output = edge.Output(binary=False)
-    try:
-        files = locate_model(args.model, TTS)
-    except NoModelError:
-        if args.model is not None or os.environ.get(MODEL_VARIABLE[TTS]):
-            raise
-        log.warn("no model was found: these are the voices of the published one")
-        voices: Mapping[str, Voice] = voices_in(args.voices, PUBLISHED)
-    else:
-        TtsCheckpoint(files)  # what is no synthesis model has no voices
-        voices = _voices(args, files, _tekken(args, files, log))
+    files = locate_model(args.model, TTS, log.warn)
+    TtsCheckpoint(files)  # what is no synthesis model has no voices
+    voices = _voices(args, files, _tekken(args, files, log))
     lines = [f"{voice.name:<16} {voice.language:<3} {voice.rows or '-'}" for voice in voices.values()]
     output.write("".join(f"{line}\n" for line in lines).encode())
     return 0

@@ -139,7 +139,7 @@ def make(args: argparse.Namespace, source: ReadAhead, log: edge.Log) -> CodecSta
     from voxtral_pipes.models.checkpoint import TtsCheckpoint
     from voxtral_pipes.models.tts_shapes import codec_shapes
 
-    checkpoint = TtsCheckpoint(locate_model(args.model, TTS))
+    checkpoint = TtsCheckpoint(locate_model(args.model, TTS, log.warn))
     source.check_hello(NEEDS, NAME, checkpoint.identity)
     # Only now torch, which takes a second to import.
     from voxtral_pipes.cli.model import load_stage

@@ -58,7 +58,7 @@ def make(args: argparse.Namespace, log: edge.Log) -> EncodeStage:
     """Load the encoder; the model is looked for before torch is imported, which takes a second."""
     from voxtral_pipes.formats.locate import locate_model
 
-    files = locate_model(args.model, ASR)
+    files = locate_model(args.model, ASR, log.warn)
     from voxtral_pipes.cli.model import load_stage
     from voxtral_pipes.models.checkpoint import AsrCheckpoint
     from voxtral_pipes.models.encode import Encoder

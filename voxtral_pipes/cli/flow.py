@@ -136,7 +136,7 @@ def _work(args: argparse.Namespace, log: edge.Log) -> int:
 def _make(args: argparse.Namespace, back: Back, log: edge.Log) -> FlowStage:
     from voxtral_pipes.formats.locate import locate_model
 
-    files = locate_model(args.model, TTS)
+    files = locate_model(args.model, TTS, log.warn)
     from voxtral_pipes.models.checkpoint import TtsCheckpoint
     from voxtral_pipes.models.tts_shapes import flow_shapes
     from voxtral_pipes.stages.flow import FlowStage

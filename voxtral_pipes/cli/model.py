@@ -42,7 +42,7 @@ def load_stage(
 
 def read_vocabulary(args: argparse.Namespace, log: Log, family: str) -> Tekken:
     """Read the tekken.json of a command that needs no weights."""
-    vocabulary = Tekken.read(locate_tekken(args.model, args.tokenizer, family), log.note)
+    vocabulary = Tekken.read(locate_tekken(args.model, args.tokenizer, family, log.warn), log.note)
     log.note(f"{vocabulary.name}: {vocabulary.vocab_size} tokens, {vocabulary.n_special} of them special")
     return vocabulary
 

@@ -78,8 +78,9 @@ def add_model(parser: Parser, family: str, *, what: str, tokenizer: bool = False
         "--model",
         type=given,
         metavar="PATH",
-        help=f"{what}: a model directory, a .gguf file, a directory of shards, or the name of a model in the "
-        f"cache (else ${MODEL_VARIABLE[family]}, else the one model in the cache)",
+        help=f"{what}: a model directory, a .gguf file, a directory of shards, the name of a model in the cache, "
+        f"or nano or nano-q4, the embedded ones (else ${MODEL_VARIABLE[family]}, else the one model in the "
+        "cache, else nano)",
     )
     if tokenizer:
         group.add_argument(
