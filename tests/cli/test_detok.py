@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from id_streams import cut, hello, pipe, spoken, tekken_json
+from processes import command
 
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, encode
@@ -66,7 +67,7 @@ def test_output_is_utf8_whatever_the_locale(model: Path) -> None:
 
 @pytest.mark.parametrize("options", [(), ("-m", "/nowhere"), ("--tokenizer", "/nowhere/tekken.json")])
 def test_no_tokenizer_is_one_line(options: tuple[str, ...], tmp_path: Path, without_nano: str) -> None:
-    done = run(*options, XDG_CACHE_HOME=str(tmp_path), PATH=without_nano)
+    done = command("vx-detok", *options, data=HELLO, XDG_CACHE_HOME=str(tmp_path), PATH=without_nano)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
     assert done.stderr.startswith(b"vx-detok: ")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from id_streams import spell, tekken_json
-from processes import environment, frames, shell
+from processes import command, environment, frames, shell
 
 from voxtral_pipes.formats.frame import Frame
 
@@ -59,7 +59,8 @@ def test_where_the_tokenizer_is_found(model: Path, tmp_path: Path, without_nano:
     for where in (("-m", model), ("-m", model / "tekken.json"), ("--tokenizer", model / "tekken.json")):
         assert run("--ids", *where).stdout == decimal("hi")
     assert run("--ids", VX_TTS_MODEL=str(model)).stdout == decimal("hi")
-    done = run("--ids", VX_ASR_MODEL=str(model), XDG_CACHE_HOME=str(tmp_path), PATH=without_nano)
+    where = {"VX_ASR_MODEL": str(model), "XDG_CACHE_HOME": str(tmp_path), "PATH": without_nano}
+    done = command("vx-tokenize", "--ids", data=b"hi\n", **where)
     assert done.returncode == 1 and b"VX_TTS_MODEL" in done.stderr
 
 
@@ -125,7 +126,7 @@ def test_bad_input_is_one_line_and_travels(
 def test_no_tokenizer_is_one_line_and_travels(
     options: tuple[str, ...], tmp_path: Path, without_nano: str
 ) -> None:
-    done = run(*options, XDG_CACHE_HOME=str(tmp_path), PATH=without_nano)
+    done = command("vx-tokenize", *options, data=b"hi\n", XDG_CACHE_HOME=str(tmp_path), PATH=without_nano)
     assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
     assert done.stderr.startswith(b"vx-tokenize: ")
     hello, error = frames(done.stdout)
