@@ -30,7 +30,7 @@ DELAYS = range(3, 13)
 """In tokens of 80 ms: 240 to 960 ms."""
 
 _IDS = {word: N_SPECIAL + PIECES.index(f" {word}".encode()) for word in WORDS}
-_SOURCES = {"fsdd": 0.35, "speech_commands": 0.35, "espeak-ng": 0.25, "asterisk_core_sounds": 0.05}
+_SOURCES = {"fsdd": 0.3, "speech_commands": 0.45, "espeak-ng": 0.2, "asterisk_core_sounds": 0.05}
 """How often each is taken; others as often as the last.  espeak-ng has the most, people are what is to be heard."""
 
 Ints = npt.NDArray[np.int64]
@@ -146,7 +146,7 @@ class Examples:
 
     def _layout(self, draw: np.random.Generator, limit: int) -> Iterator[tuple[Utterance, int, float, float]]:
         """Yield utterances of one example, where each begins, its speed and its gain."""
-        kind = draw.choice(["nothing", "digits", "words", "mixed"], p=[0.06, 0.5, 0.28, 0.16])
+        kind = draw.choice(["nothing", "digits", "words", "mixed"], p=[0.06, 0.38, 0.36, 0.2])
         if kind == "nothing":
             return
         low, high = [(-0.08, 0.15), (0.0, 0.4), (0.3, 2.5)][draw.choice(3, p=[0.4, 0.4, 0.2])]
@@ -154,7 +154,7 @@ class Examples:
         alone = draw.random() < 0.2
         same = draw.random() < 0.6
         pool = self._one_speaker(draw, kind) if same and kind != "mixed" else None
-        speed = draw.uniform(0.85, 1.18)
+        speed = float(np.exp(draw.uniform(-0.22, 0.22)))
         while True:
             one = pool[draw.integers(len(pool))] if pool else self._any(draw, kind)
             pace = float(speed * draw.uniform(0.96, 1.04))

@@ -45,20 +45,22 @@ def new_weights(config: AsrConfig, seed: int) -> dict[str, Tensor]:
     return weights
 
 
-def encode(weights: Weights, config: AsrConfig, mel: Tensor) -> Tensor:
+def encode(weights: Weights, config: AsrConfig, mel: Tensor, dropout: float = 0.0) -> Tensor:
     """Map mel [B, 8p, n_mels], the padded stream from its start, to embeddings [B, p, decoder dim]."""
     c = config.encoder
     x = mel.transpose(1, 2)
     for i, stride in enumerate((1, STEM_STRIDE)):
         weight, bias = (weights[f"{WHISPER}conv_layers.{i}.conv.{part}"] for part in ("weight", "bias"))
         x = F.gelu(F.conv1d(F.pad(x, (KERNEL - stride, 0)), weight, bias, stride=stride))
-    x = _stack(weights, f"{WHISPER}transformer.", c, x.transpose(1, 2), None)
+    x = _stack(weights, f"{WHISPER}transformer.", c, x.transpose(1, 2), None, dropout)
     groups = x.reshape(x.shape[0], x.shape[1] // c.downsample, -1)
     adapter = f"{ROOT}audio_language_projection."
     return F.linear(F.gelu(F.linear(groups, weights[f"{adapter}0.weight"])), weights[f"{adapter}2.weight"])
 
 
-def decode(weights: Weights, config: AsrConfig, audio: Tensor, tokens: Tensor, delays: Tensor) -> Tensor:
+def decode(
+    weights: Weights, config: AsrConfig, audio: Tensor, tokens: Tensor, delays: Tensor, dropout: float = 0.0
+) -> Tensor:
     """Map embeddings [B, p, dim], the token fed at each position [B, p] and delays in tokens [B] to logits."""
     c = config.decoder
     x = audio + weights[EMBEDDING][tokens]
@@ -68,11 +70,16 @@ def decode(weights: Weights, config: AsrConfig, audio: Tensor, tokens: Tensor, d
         down, up = (weights[f"layers.{i}.ada_rms_norm_t_cond.{part}.weight"] for part in (0, 2))
         with torch.autocast(x.device.type, enabled=False):  # float32 there as well
             scales.append(1 + F.linear(F.gelu(F.linear(times, down)), up)[:, None])
-    return F.linear(_stack(weights, "", c, x, scales), weights[EMBEDDING])
+    return F.linear(_stack(weights, "", c, x, scales, dropout), weights[EMBEDDING])
 
 
 def _stack(
-    weights: Weights, prefix: str, c: EncoderConfig | DecoderConfig, x: Tensor, scales: list[Tensor] | None
+    weights: Weights,
+    prefix: str,
+    c: EncoderConfig | DecoderConfig,
+    x: Tensor,
+    scales: list[Tensor] | None,
+    dropout: float,
 ) -> Tensor:
     x = x.float()  # what the layers add to stays exact under autocast
     turn, mask = _turn_and_mask(c.head_dim, c.rope_theta, c.window, x.shape[1], x.device)
@@ -85,13 +92,13 @@ def _stack(
         )
         q, k, v = (part.transpose(1, 2).to(v.dtype) for part in (rotate(q, turn), rotate(k, turn), v))
         seen = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=c.n_kv_heads != c.n_heads)
-        x = x + _linear(weights, f"{layer}attention.wo", seen.transpose(1, 2).flatten(2))
+        x = x + F.dropout(_linear(weights, f"{layer}attention.wo", seen.transpose(1, 2).flatten(2)), dropout)
         m = rms_norm(x, weights[f"{layer}ffn_norm.weight"], c.norm_eps)
         if scales is not None:
             m = m * scales[i]
         ffn = f"{layer}feed_forward."
         gate = F.silu(_linear(weights, f"{ffn}w1", m)) * _linear(weights, f"{ffn}w3", m)
-        x = x + _linear(weights, f"{ffn}w2", gate)
+        x = x + F.dropout(_linear(weights, f"{ffn}w2", gate), dropout)
     return rms_norm(x, weights[f"{prefix}norm.weight"], c.norm_eps)
 
 

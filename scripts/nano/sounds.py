@@ -38,19 +38,24 @@ class Sounds:
         out = torch.zeros(batch * self._samples, device=self._device)
         if not len(plan.row):
             return out.view(batch, -1)
-        longest = int((plan.length / plan.speed).max())
-        steps = torch.arange(longest, device=self._device)
-        speed, length = self._to(plan.speed)[:, None], self._to(plan.length)[:, None]
+        # One after the other, as long as each is: a batch side by side would be mostly filling.
+        counts = (plan.length / plan.speed).astype(np.int64)
+        total = int(counts.sum())
+        owner = torch.repeat_interleave(self._to(counts), output_size=total)
+        steps = torch.arange(total, device=self._device) - self._to(np.cumsum(counts) - counts)[owner]
+        speed, gain, length, source, at, row = (
+            self._to(part)[owner]
+            for part in (plan.speed, plan.gain, plan.length, plan.source, plan.at, plan.row)
+        )
         position = steps * speed
         whole = position.long()
-        used = whole < length - 1
-        index = (self._to(plan.source)[:, None] + whole).clamp(max=len(self._bank) - 2)
+        index = (source + whole).clamp(max=len(self._bank) - 2)
         low, high = self._bank[index].float(), self._bank[index + 1].float()
-        value = (low + (high - low) * (position - whole)) * self._to(plan.gain)[:, None] / 32768
-        target = self._to(plan.at)[:, None] + steps
-        used &= target < self._samples
-        flat = self._to(plan.row)[:, None] * self._samples + target
-        return out.index_add_(0, flat[used], value[used]).view(batch, -1)
+        target = at + steps
+        used = (whole < length - 1) & (target < self._samples)
+        value = (low + (high - low) * (position - whole)) * gain * used / 32768
+        flat = row * self._samples + target.clamp(max=self._samples - 1)
+        return out.index_add_(0, flat, value).view(batch, -1)
 
     def _disturb(self, speech: Tensor, inside: Tensor, draw: torch.Generator) -> Tensor:
         batch = len(speech)

@@ -19,6 +19,7 @@ from nano.examples import IGNORED, LEFT_PAD, Examples, Plan
 from nano.forward import decode, encode, new_weights
 from nano.front import Front
 from nano.listening import answer, dev_scores, word_errors, words_of
+from nano.masks import Masks
 from nano.pack import Pack
 from nano.size import NANO, SMOKE
 from nano.sounds import Sounds
@@ -36,13 +37,17 @@ class Settings:
     """Positions of an example; 12.8 s."""
     rate: float = 1.5e-3
     warm_steps: int = 1000
-    decay: float = 0.05
+    decay: float = 0.1
+    dropout: float = 0.1
+    """Of what each half of a layer adds."""
     seed: int = 0
     smoke: bool = False
     """A tiny model that learns one batch by heart, undisturbed."""
 
 
-SMOKE_SETTINGS = Settings(steps=300, batch=8, tokens=66, rate=4e-3, warm_steps=20, decay=0.0, smoke=True)
+SMOKE_SETTINGS = Settings(
+    steps=300, batch=8, tokens=66, rate=4e-3, warm_steps=20, decay=0.0, dropout=0.0, smoke=True
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,7 @@ class Run:
         self._weights = {name: value.to(device).requires_grad_() for name, value in state.weights.items()}
         self._optimizer = self._new_optimizer(state)
         self._front = Front(self._config.audio, device)
+        self._masks = Masks(self._config.audio, device)
         self._examples = Examples(pack, tokens=settings.tokens, batch=settings.batch, seed=settings.seed)
         self._sounds = Sounds(pack, tokens=settings.tokens, device=device, disturbed=not settings.smoke)
 
@@ -116,11 +122,16 @@ class Run:
         tokens, targets, delays = (
             torch.from_numpy(part).to(self._device) for part in (plan.tokens, plan.targets, plan.delays)
         )
+        seed = hash((self._settings.seed, self.step)) & 0x7FFFFFFF
         with torch.no_grad():
-            mel = self._front(self._sounds(plan, hash((self._settings.seed, self.step)) & 0x7FFFFFFF))
+            mel = self._front(self._sounds(plan, seed))
+            if not self._settings.smoke:
+                mel = self._masks(mel, seed + 1)
+        torch.manual_seed(seed + 2)  # of dropout
+        dropout = self._settings.dropout
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
-            audio = encode(self._weights, self._config, mel)
-            logits = decode(self._weights, self._config, audio, tokens, delays)
+            audio = encode(self._weights, self._config, mel, dropout)
+            logits = decode(self._weights, self._config, audio, tokens, delays, dropout)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
     def _rate(self) -> float:

@@ -6,11 +6,17 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
+from nano import tts_patterns
 from nano.words import DIGITS, OTHERS, WORDS
 
-SENTENCES = tuple((Path(__file__).parent / "tts_sentences.txt").read_text(encoding="utf-8").splitlines())
+SENTENCES, COMMON = (
+    tuple((Path(__file__).parent / name).read_text(encoding="utf-8").splitlines())
+    for name in ("tts_sentences.txt", "tts_words.txt")
+)
+"""Whole sentences; common words, the most frequent first (after the lists of wordfreq 3.1.1, then things of a day)."""
 TEENS = (
     "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 )  # fmt: skip
@@ -65,9 +71,11 @@ def texts(amount: int, seed: int) -> list[Text]:
         found.setdefault(sentence, Text(sentence, "sentence", "dev" if i % 20 == 19 else "train"))
     draw = random.Random(f"texts {seed}")
     spoken = sorted({word for line in SENTENCES for word in re.findall(r"[A-Za-z']+", line)} - {"o'clock"})
-    words = sorted({*spoken, *WORDS, *OTHERS, *DAYS, *MONTHS})
+    words = list(dict.fromkeys((*COMMON, *spoken, *WORDS, *OTHERS, *DAYS, *MONTHS)))
+    # Frequent words come more often, but none so rarely that it could not be learnt.
+    weights = list(accumulate((rank + 20) ** -0.5 for rank in range(len(words))))
     for i in range(amount):
-        text, kind = _drawn(draw, words)
+        text, kind = _drawn(draw, words, weights)
         found.setdefault(text, Text(text, kind, "dev" if i % 40 == 39 else "train"))
     return list(found.values())
 
@@ -83,16 +91,18 @@ def _fixed() -> Iterator[tuple[str, str]]:
             yield word, kind
 
 
-def _drawn(draw: random.Random, words: list[str]) -> tuple[str, str]:
-    """Draw a number, a row of digits, a row of letters, a date, or a few words."""
+def _drawn(draw: random.Random, words: list[str], weights: list[float]) -> tuple[str, str]:
+    """Draw a number, a row of digits, a row of letters, a date, a sentence, or a few words (weights are summed up)."""
     choice = draw.random()
-    if choice < 0.2:
+    if choice < 0.14:
         number = draw.randint(100, draw.choice((999, LARGEST)))
         return (number_words(number) if draw.random() < 0.7 else str(number)), "number"
-    if choice < 0.3:
+    if choice < 0.26:
         return " ".join(draw.choices(DIGITS, k=draw.randint(2, 6))), "digits"
-    if choice < 0.35:
+    if choice < 0.3:
         return " ".join(draw.choices(LETTERS, k=draw.randint(2, 5))), "letters"
-    if choice < 0.4:
+    if choice < 0.33:
         return f"{draw.choice(DAYS)}, {draw.choice(MONTHS)} {number_words(draw.randint(1, 31))}", "date"
-    return " ".join(draw.choices(words, k=draw.randint(2, 6))), "words"
+    if choice < 0.63:
+        return tts_patterns.sentence(draw), "pattern"
+    return " ".join(draw.choices(words, cum_weights=weights, k=draw.randint(2, 7))), "words"

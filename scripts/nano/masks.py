@@ -1,0 +1,63 @@
+"""What disturbs mel in training: another length of the vocal tract, hidden bands and hidden moments.
+
+The warp follows Jaitly and Hinton, "Vocal Tract Length Perturbation (VTLP) improves speech recognition" (2013), the
+rest Park et al., "SpecAugment", arXiv:1904.08779, section 2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voxtral_pipes.config import AudioConfig
+from voxtral_pipes.models.mel import hz_of_mel, mel_of_hz
+
+WARP = 0.14
+"""Frequencies are stretched by up to so much either way, in two examples of three."""
+BANDS, WIDEST_BAND = 2, 22
+MOMENTS, LONGEST_MOMENT = 10, 14
+"""In frames of 10 ms: a word never disappears."""
+
+
+class Masks:
+    """The tables, on one device."""
+
+    def __init__(self, config: AudioConfig, device: torch.device) -> None:
+        top = mel_of_hz(np.float64(config.rate_hz / 2))
+        self._step = float(top) / (config.n_mels + 1)
+        centres = self._step * np.arange(1, config.n_mels + 1, dtype=np.float64)
+        # Where each bin lies after each of many stretches, as a number of bins: one row a stretch.
+        self._factors = 1 + WARP * np.linspace(-1, 1, 65)
+        places = (
+            np.stack([mel_of_hz(hz_of_mel(centres) * factor) for factor in self._factors.tolist()])
+            / self._step
+            - 1
+        )
+        self._places = torch.from_numpy(places.clip(0, config.n_mels - 1).astype(np.float32)).to(device)
+        self._device = device
+
+    def __call__(self, mel: Tensor, seed: int) -> Tensor:
+        """Disturb mel float32 [B, T, n_mels]; the same seed disturbs it the same way."""
+        draw = torch.Generator(self._device).manual_seed(seed)
+        batch, steps, bins = mel.shape
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, device=self._device, generator=draw)
+
+        middle = len(self._factors) // 2
+        chosen = torch.where(uniform(batch) < 1 / 3, middle, (uniform(batch) * len(self._factors)).long())
+        places = self._places[chosen][:, None].expand(-1, steps, -1)
+        low = places.long().clamp(max=bins - 2)
+        warped = torch.lerp(mel.gather(2, low), mel.gather(2, low + 1), places - low)
+        hidden = _spans(uniform(batch, 2, BANDS), bins, WIDEST_BAND)[:, None]
+        hidden = hidden | _spans(uniform(batch, 2, MOMENTS), steps, LONGEST_MOMENT)[:, :, None]
+        return torch.where(hidden, warped.mean(dim=(1, 2), keepdim=True), warped)
+
+
+def _spans(drawn: Tensor, length: int, longest: int) -> Tensor:
+    """Return where spans lie, bool [B, length]; `drawn` [B, 2, n] are their lengths and starts, from 0 to 1."""
+    spans = drawn[:, 0] * longest
+    starts = drawn[:, 1] * (length - spans)
+    at = torch.arange(length, device=drawn.device)[None, :, None]
+    return ((at >= starts[:, None]) & (at < (starts + spans)[:, None])).any(dim=2)
