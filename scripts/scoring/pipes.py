@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from scoring.chain import run_chain
 from voxtral_pipes.errors import BadInputError, VoxError
 
 
@@ -18,7 +17,8 @@ from voxtral_pipes.errors import BadInputError, VoxError
 class Settings:
     """How recordings are transcribed."""
 
-    model: str
+    model: str | None
+    """None: what the commands find by themselves."""
     delay_ms: int | None
     device: str
     dtype: str
@@ -86,40 +86,20 @@ def _as_wav(source: Path, target: Path) -> Path:
 
 
 def _pipe(inputs: Sequence[tuple[int, Path]], settings: Settings) -> list[Heard]:
-    model = ["-m", settings.model]
+    model = [] if settings.model is None else ["-m", settings.model]
     shared = [*model, "--device", settings.device, "--dtype", settings.dtype]
     delay = [] if settings.delay_ms is None else ["--delay-ms", str(settings.delay_ms)]
-    commands = [
-        ["vx-mel", "-q", *model, *delay, "--", *(str(path) for _, path in inputs)],
-        ["vx-encode", "-q", *shared],
-        ["vx-decode", "-q", *shared],
-        ["vx-detok", "-q", *model, "--format", "jsonl"],
-    ]
-    environment = dict(os.environ)
-    if settings.jobs > 1:  # more threads than cores wait for one another
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.jobs)))
-    with tempfile.TemporaryFile() as told:
-        processes: list[subprocess.Popen[bytes]] = []
-        source: object = subprocess.DEVNULL
-        for command in commands:
-            process = subprocess.Popen(
-                command, stdin=source, stdout=subprocess.PIPE, stderr=told, env=environment
-            )  # type: ignore[call-overload]
-            if processes:
-                assert processes[-1].stdout is not None
-                processes[-1].stdout.close()
-            processes.append(process)
-            source = process.stdout
-        assert processes[-1].stdout is not None
-        lines = processes[-1].stdout.read().splitlines()
-        processes[-1].stdout.close()
-        failed = [process.wait() for process in processes]
-        told.seek(0)
-        complaint = told.read().decode(errors="replace").strip()
-    if any(failed):
-        raise BadInputError(complaint.splitlines()[0] if complaint else f"the pipe ended with {failed}")
+    written = run_chain(
+        [
+            ["vx-mel", "-q", *model, *delay, "--", *(str(path) for _, path in inputs)],
+            ["vx-encode", "-q", *shared],
+            ["vx-decode", "-q", *shared],
+            ["vx-detok", "-q", *model, "--format", "jsonl"],
+        ],
+        settings.jobs,
+    )
     texts = [""] * len(inputs)
-    for line in lines:
+    for line in written.splitlines():
         piece = json.loads(line)
         texts[piece["stream"]] += piece["text"]
     return [Heard(index, text.strip()) for (index, _), text in zip(inputs, texts, strict=True)]
