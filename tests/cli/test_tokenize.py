@@ -59,8 +59,8 @@ def test_where_the_tokenizer_is_found(model: Path, tmp_path: Path, without_nano:
     for where in (("-m", model), ("-m", model / "tekken.json"), ("--tokenizer", model / "tekken.json")):
         assert run("--ids", *where).stdout == decimal("hi")
     assert run("--ids", VX_TTS_MODEL=str(model)).stdout == decimal("hi")
-    where = {"VX_ASR_MODEL": str(model), "XDG_CACHE_HOME": str(tmp_path), "PATH": without_nano}
-    done = command("vx-tokenize", "--ids", data=b"hi\n", **where)
+    variables = {"VX_ASR_MODEL": str(model), "XDG_CACHE_HOME": str(tmp_path), "PATH": without_nano}
+    done = command("vx-tokenize", "--ids", data=b"hi\n", **variables)
     assert done.returncode == 1 and b"VX_TTS_MODEL" in done.stderr
 
 
