@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -124,19 +125,20 @@ def quantise(weights: Weights, config: CodecConfig, latents: Tensor, noise: Tens
 
 
 @torch.no_grad()
-def update_book(weights: Weights, quantised: Quantised, decay: float, draw: torch.Generator) -> int:
+def update_book(weights: Weights, quantised: Quantised, decay: float, draw: torch.Generator) -> Tensor:
     """Move entries towards the mean of what chose them; entries that die begin again at a latent; return how many."""
     flat, chosen = quantised.semantic.flatten(0, 1), quantised.chosen.flatten()
     sums, usage = weights[SUM], weights[USAGE]
     counts = torch.zeros_like(usage).index_add_(0, chosen, torch.ones_like(chosen, dtype=usage.dtype))
     usage.mul_(decay).add_(counts, alpha=1 - decay)
     sums.mul_(decay).add_(torch.zeros_like(sums).index_add_(0, chosen, flat), alpha=1 - decay)
-    dead = (usage < DEAD * len(flat) / len(usage)).nonzero()[:, 0]
-    if len(dead):
-        rows = torch.randint(len(flat), (len(dead),), generator=draw).to(flat.device)
-        usage[dead] = len(flat) / len(usage)
-        sums[dead] = flat[rows] * usage[dead, None]
-    return len(dead)
+    # For all entries, those alive too: nothing waits for the device to say which are dead.
+    dead = usage < DEAD * len(flat) / len(usage)
+    rows = torch.randint(len(flat), (len(usage),), generator=draw, device=flat.device)
+    share = len(flat) / len(usage)
+    usage.copy_(torch.where(dead, share, usage))
+    sums.copy_(torch.where(dead[:, None], flat[rows] * share, sums))
+    return dead.sum()
 
 
 def decode(weights: Weights, config: CodecConfig, latents: Tensor) -> Tensor:
@@ -176,10 +178,15 @@ def _swiglu(weights: Weights, layer: str, m: Tensor) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int, window: int) -> Tensor:
     """Attend causally to window + 1 keys with ALiBi, [B, T, H D] each."""
-    at = torch.arange(q.shape[1], device=q.device)
-    ahead = at - at[:, None]
-    slopes = alibi_slopes(n_heads).to(q.device)[:, None, None]
-    bias = (slopes * ahead).masked_fill((ahead > 0) | (ahead < -window), -torch.inf)
+    bias = _bias(q.shape[1], n_heads, window, q.device)
     q, k, v = (part.unflatten(-1, (n_heads, -1)).transpose(1, 2).to(v.dtype) for part in (q, k, v))
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(v.dtype))
     return mixed.transpose(1, 2).flatten(2)
+
+
+@lru_cache(64)
+def _bias(steps: int, n_heads: int, window: int, device: torch.device) -> Tensor:
+    at = torch.arange(steps, device=device)
+    ahead = at - at[:, None]
+    slopes = alibi_slopes(n_heads).to(device)[:, None, None]
+    return (slopes * ahead).masked_fill((ahead > 0) | (ahead < -window), -torch.inf)

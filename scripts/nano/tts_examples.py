@@ -74,10 +74,12 @@ class Batch:
     """int64 [B, n + 1], the position whose hidden state gives a frame; the last one gives END_AUDIO."""
     lengths: Tensor
     """int64 [B], frames of each."""
+    spoken: Tensor
+    """int64, the frames that there are, numbered through all rows of n."""
 
     def to(self, device: torch.device) -> Batch:
         """Return it on a device."""
-        parts = (self.ids, self.voice, self.codes, self.frame, self.reads, self.lengths)
+        parts = (self.ids, self.voice, self.codes, self.frame, self.reads, self.lengths, self.spoken)
         return Batch(*(part.to(device, non_blocking=True) for part in parts))
 
 
@@ -100,7 +102,8 @@ def collate(lines: Sequence[Line], rows: int) -> Batch:
         codes[b, :n] = line.codes
         reads[b, : n + 1] = torch.arange(p - 1, p + n)
     lengths = torch.tensor([len(line.codes) for line in lines])
-    return Batch(ids, torch.tensor([line.voice for line in lines]), codes, frame, reads, lengths)
+    spoken = (torch.arange(n_most) < lengths[:, None]).flatten().nonzero()[:, 0]
+    return Batch(ids, torch.tensor([line.voice for line in lines]), codes, frame, reads, lengths, spoken)
 
 
 def positions(line: Line, rows: int) -> int:

@@ -39,11 +39,17 @@ def log_mel(samples: Tensor) -> Tensor:
 
 
 def _spectrum(samples: Tensor, size: int) -> Tensor:
-    window = torch.hann_window(size, device=samples.device)
-    spectrum = torch.stft(samples.float(), size, size // 4, window=window, return_complex=True)
+    spectrum = torch.stft(
+        samples.float(), size, size // 4, window=_window(size, samples.device), return_complex=True
+    )
     # The square root has no slope at zero.
     power = torch.view_as_real(spectrum).square().sum(dim=-1) / size
     return (power + _FLOOR**2).sqrt()
+
+
+@lru_cache(16)
+def _window(size: int, device: torch.device) -> Tensor:
+    return torch.hann_window(size, device=device)
 
 
 @lru_cache(4)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nano import tts_codec, tts_forward
 from nano.tts_examples import Batch, Line, padded
@@ -26,10 +27,13 @@ DROPPED = 0.12
 """Frames whose flow is learnt without a condition, for guidance."""
 JITTER, HIDDEN_FRAMES = 0.3, 0.1
 """Codes fed back that are off by a level, and frames fed back whose semantic code is drawn."""
+CODED = 64
+"""Utterances that are encoded at once."""
 TIMES = 4
 """Times at which the flow of each frame is learnt."""
 
 Weights = Mapping[str, Tensor]
+_IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +46,18 @@ class CodecPhase:
     def loss(self, weights: Weights, samples: Tensor, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what to minimise and its parts; moves the codebook."""
         device = samples.device
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch.Generator(device).manual_seed(seed)
         with _autocast(device):
             latents = tts_codec.encode(weights, self.config, self.size, samples)
-        noise = LATENT_NOISE * torch.randn((*latents.shape[:2], self.config.acoustic_dim), generator=draw)
-        noise = noise * (torch.rand(len(latents), 1, 1, generator=draw) < 0.5)
-        quantised = tts_codec.quantise(weights, self.config, latents, noise.to(device))
+        shape = (*latents.shape[:2], self.config.acoustic_dim)
+        noise = LATENT_NOISE * torch.randn(shape, generator=draw, device=device)
+        noise = noise * (torch.rand(len(latents), 1, 1, generator=draw, device=device) < 0.5)
+        quantised = tts_codec.quantise(weights, self.config, latents, noise)
         with _autocast(device):
             made = tts_codec.decode(weights, self.config, quantised.latents)
         terms = wave_losses(made, samples)
         died = tts_codec.update_book(weights, quantised, BOOK_DECAY, draw)
-        terms |= {"commitment": quantised.commitment, "dead": torch.tensor(float(died))}
+        terms |= {"commitment": quantised.commitment, "dead": died.float()}
         loss = terms["total"] + COMMITMENT * quantised.commitment
         return loss, {name: term.detach() for name, term in terms.items()}
 
@@ -71,13 +76,19 @@ def coded(
     weights: Weights, config: CodecConfig, size: EncoderSize, speech: Speech, split: str, device: torch.device
 ) -> list[Line]:
     """Encode all utterances of a split, the shortest first."""
+    chosen = sorted((one for one in speech.utterances if one.split == split), key=lambda one: one.samples)
     lines = []
-    for one in speech.utterances:
-        if one.split == split:
-            samples = padded(speech.audio(one), config.frame_samples)[None].to(device)
-            codes = tts_codec.codes_of(weights, config, tts_codec.encode(weights, config, size, samples))
-            lines.append(Line(one.text, speech.voice(one), codes[0].cpu()))
-    return sorted(lines, key=lambda line: len(line.codes))
+    for at in range(0, len(chosen), CODED):
+        some = chosen[at : at + CODED]
+        # Side by side, filled up behind: the encoder is causal.
+        sounds = [padded(speech.audio(one), config.frame_samples) for one in some]
+        samples = pad_sequence(sounds, batch_first=True).to(device)
+        codes = tts_codec.codes_of(weights, config, tts_codec.encode(weights, config, size, samples)).cpu()
+        lines += [
+            Line(one.text, speech.voice(one), row[: len(sound) // config.frame_samples].clone())
+            for one, sound, row in zip(some, sounds, codes, strict=True)
+        ]
+    return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,7 @@ class SpeechPhase:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what to minimise and its parts."""
         device = batch.ids.device
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch.Generator(device).manual_seed(seed)
         fed = self._noisy(batch.codes, draw) if noisy else batch.codes
         with _autocast(device):
             hidden = tts_forward.backbone(
@@ -102,15 +113,16 @@ class SpeechPhase:
         at = torch.arange(read.shape[1], device=device)
         wanted = F.pad(batch.codes[..., 0], (0, 1)).masked_fill(at == batch.lengths[:, None], END_AUDIO)
         there = at <= batch.lengths[:, None]
-        semantic = F.cross_entropy(logits[there], wanted[there])
-        best = logits[there].argmax(dim=-1)
-        ends = wanted[there] == END_AUDIO
-        spoken = (at[:-1] < batch.lengths[:, None]).nonzero(as_tuple=True)
-        flow = self._flow(weights, read[:, :-1][spoken], batch.codes[..., 1:][spoken], draw)
-        right = best == wanted[there]
+        wanted = wanted.masked_fill(~there, _IGNORED)
+        semantic = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=_IGNORED)
+        best = logits.argmax(dim=-1)
+        ends, others = wanted == END_AUDIO, there & (wanted != END_AUDIO)
+        hidden_frames = read[:, :-1].flatten(0, 1)[batch.spoken]
+        flow = self._flow(weights, hidden_frames, batch.codes[..., 1:].flatten(0, 1)[batch.spoken], draw)
         terms = {
-            "semantic": semantic, "flow": flow, "accuracy": right.float().mean(),
-            "ends_found": right[ends].float().mean(), "ends_false": (best[~ends] == END_AUDIO).float().mean(),
+            "semantic": semantic, "flow": flow, "accuracy": (best == wanted).sum() / there.sum(),
+            "ends_found": ((best == wanted) & ends).sum() / ends.sum(),
+            "ends_false": ((best == END_AUDIO) & others).sum() / others.sum(),
         }  # fmt: skip
         return semantic + flow, {name: term.detach() for name, term in terms.items()}
 
@@ -118,9 +130,9 @@ class SpeechPhase:
         half = (self.config.flow.acoustic_levels - 1) / 2
         target = ((codes - CODE_OFFSET).float() / half - 1).repeat(TIMES, 1)
         rows = len(target)
-        noise = torch.randn(target.shape, generator=draw).to(target.device)
-        times = torch.rand(rows, generator=draw).to(target.device)
-        kept = (torch.rand(rows, generator=draw) >= DROPPED).to(target.device)
+        noise = torch.randn(target.shape, generator=draw, device=target.device)
+        times = torch.rand(rows, generator=draw, device=target.device)
+        kept = torch.rand(rows, generator=draw, device=target.device) >= DROPPED
         x = noise + times[:, None] * (target - noise)
         with _autocast(target.device):
             made = tts_forward.velocity(weights, self.config.flow, x, times, hidden.repeat(TIMES, 1), kept)
@@ -128,13 +140,13 @@ class SpeechPhase:
 
     def _noisy(self, codes: Tensor, draw: torch.Generator) -> Tensor:
         """Change some of the codes that are fed, for those that the model makes itself are not the right ones."""
-        flow = self.config.flow
-        off = torch.randint(0, 2, codes.shape, generator=draw) * 2 - 1
-        off = off * (torch.rand(codes.shape, generator=draw) < JITTER)
-        moved = (codes + off.to(codes.device)).clamp(CODE_OFFSET, CODE_OFFSET + flow.acoustic_levels - 1)
-        drawn = torch.randint(0, flow.semantic_size, codes.shape[:2], generator=draw) + CODE_OFFSET
-        hidden = (torch.rand(codes.shape[:2], generator=draw) < HIDDEN_FRAMES).to(codes.device)
-        semantic = torch.where(hidden, drawn.to(codes.device), codes[..., 0])
+        flow, device, frames = self.config.flow, codes.device, codes.shape[:2]
+        off = torch.randint(0, 2, codes.shape, generator=draw, device=device) * 2 - 1
+        off = off * (torch.rand(codes.shape, generator=draw, device=device) < JITTER)
+        moved = (codes + off).clamp(CODE_OFFSET, CODE_OFFSET + flow.acoustic_levels - 1)
+        drawn = torch.randint(0, flow.semantic_size, frames, generator=draw, device=device) + CODE_OFFSET
+        hidden = torch.rand(frames, generator=draw, device=device) < HIDDEN_FRAMES
+        semantic = torch.where(hidden, drawn, codes[..., 0])
         return torch.cat((semantic[..., None], moved[..., 1:]), dim=-1)
 
     @torch.no_grad()
