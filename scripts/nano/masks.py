@@ -14,10 +14,14 @@ from voxtral_pipes.config import AudioConfig
 from voxtral_pipes.models.mel import hz_of_mel, mel_of_hz
 
 WARP = 0.14
-"""Frequencies are stretched by up to so much either way, in two examples of three."""
+"""The logarithm by which frequencies are stretched at most, either way, in two examples of three."""
+RESTORED = 0.6
+"""Examples in which what speed has done to the frequencies is taken back, half of it or more: hasty, not small."""
 BANDS, WIDEST_BAND = 2, 22
 MOMENTS, LONGEST_MOMENT = 10, 14
 """In frames of 10 ms: a word never disappears."""
+_FINE, _STRETCHES = 100, 55
+"""Stretches in the table: steps of a factor of e, and how many there are either way."""
 
 
 class Masks:
@@ -27,27 +31,26 @@ class Masks:
         top = mel_of_hz(np.float64(config.rate_hz / 2))
         self._step = float(top) / (config.n_mels + 1)
         centres = self._step * np.arange(1, config.n_mels + 1, dtype=np.float64)
-        # Where each bin lies after each of many stretches, as a number of bins: one row a stretch.
-        self._factors = 1 + WARP * np.linspace(-1, 1, 65)
+        # What each bin takes after each of many stretches, as a number of bins: one row a stretch.
+        factors = np.exp(np.arange(-_STRETCHES, _STRETCHES + 1) / _FINE)
         places = (
-            np.stack([mel_of_hz(hz_of_mel(centres) * factor) for factor in self._factors.tolist()])
-            / self._step
-            - 1
+            np.stack([mel_of_hz(hz_of_mel(centres) * factor) for factor in factors.tolist()]) / self._step - 1
         )
         self._places = torch.from_numpy(places.clip(0, config.n_mels - 1).astype(np.float32)).to(device)
         self._device = device
 
-    def __call__(self, mel: Tensor, seed: int) -> Tensor:
-        """Disturb mel float32 [B, T, n_mels]; the same seed disturbs it the same way."""
+    def __call__(self, mel: Tensor, paces: Tensor, seed: int) -> Tensor:
+        """Disturb mel float32 [B, T, n_mels] of sound at paces [B] times its speed; by the seed alone."""
         draw = torch.Generator(self._device).manual_seed(seed)
         batch, steps, bins = mel.shape
 
         def uniform(*shape: int) -> Tensor:
             return torch.rand(shape, device=self._device, generator=draw)
 
-        middle = len(self._factors) // 2
-        chosen = torch.where(uniform(batch) < 1 / 3, middle, (uniform(batch) * len(self._factors)).long())
-        places = self._places[chosen][:, None].expand(-1, steps, -1)
+        stretch = torch.where(uniform(batch) < 2 / 3, WARP * (2 * uniform(batch) - 1), 0.0)
+        back = torch.where(uniform(batch) < RESTORED, 0.5 + 0.5 * uniform(batch), 0.0)
+        chosen = ((stretch + back * paces.log()) * _FINE).round().long().clamp(-_STRETCHES, _STRETCHES)
+        places = self._places[chosen + _STRETCHES][:, None].expand(-1, steps, -1)
         low = places.long().clamp(max=bins - 2)
         warped = torch.lerp(mel.gather(2, low), mel.gather(2, low + 1), places - low)
         hidden = _spans(uniform(batch, 2, BANDS), bins, WIDEST_BAND)[:, None]

@@ -74,9 +74,14 @@ class Sounds:
         echo = echo * uniform(0.05, 0.5) / echo.square().sum(1, keepdim=True).sqrt().clamp(min=1e-9)
         echo[:, 0] = 1
         spectrum = torch.fft.rfft(speech) * torch.fft.rfft(echo, self._samples)
-        # Hearing: a tilt, and now and then no more than a telephone's bandwidth.
-        tilt = 10 ** (uniform(-6, 6) / 20 * torch.log2((rates / 1000).clamp(min=0.05)) / 2)
-        upper = torch.where(some(0.35), uniform(3200, 7500), torch.full_like(uniform(0, 1), 8000))
+        # Hearing: a tilt, hills and valleys, and often no more than a telephone's bandwidth, as fsdd has it.
+        octaves = torch.log2((rates / 1000).clamp(min=0.05))
+        decibels = uniform(-6, 6) * octaves / 2
+        for hills in (0.15, 0.3, 0.6):
+            decibels = decibels + uniform(0, 5) * torch.cos(2 * math.pi * (hills * octaves + uniform(0, 1)))
+        tilt = 10 ** (decibels / 20)
+        upper = torch.where(some(0.2), uniform(4000, 7500), torch.full_like(uniform(0, 1), 8000))
+        upper = torch.where(some(0.35), uniform(3300, 4000), upper)
         lower = torch.where(some(0.3), uniform(50, 320), torch.zeros_like(upper))
         band = torch.sigmoid((upper - rates) / 60) * torch.sigmoid((rates - lower) / 15)
         # Noise of any colour, between white and brown, or a recorded one; 5 to 45 dB below the speech, or none.

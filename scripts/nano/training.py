@@ -38,7 +38,7 @@ class Settings:
     rate: float = 1.5e-3
     warm_steps: int = 1000
     decay: float = 0.1
-    dropout: float = 0.1
+    dropout: float = 0.15
     """Of what each half of a layer adds."""
     seed: int = 0
     smoke: bool = False
@@ -126,7 +126,7 @@ class Run:
         with torch.no_grad():
             mel = self._front(self._sounds(plan, seed))
             if not self._settings.smoke:
-                mel = self._masks(mel, seed + 1)
+                mel = self._masks(mel, torch.from_numpy(plan.paces).to(self._device), seed + 1)
         torch.manual_seed(seed + 2)  # of dropout
         dropout = self._settings.dropout
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):

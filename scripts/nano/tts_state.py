@@ -54,18 +54,33 @@ class Training:
             {"params": [w for w in trained if w.ndim > 1], "weight_decay": DECAY},
             {"params": [w for w in trained if w.ndim <= 1], "weight_decay": 0.0},
         ]
-        return cls(held, torch.optim.AdamW(groups, lr=rate, betas=BETAS), frozenset(fixed), 0, steps, rate)
+        cuda = device.type == "cuda"  # there a step may be part of a graph
+        first_rate = torch.tensor(rate, device=device) if cuda else rate
+        optimiser = torch.optim.AdamW(groups, lr=first_rate, betas=BETAS, capturable=cuda)
+        return cls(held, optimiser, frozenset(fixed), 0, steps, rate)
 
     def learn(self, loss: Tensor) -> None:
         """Take one step."""
+        self.set_rate()
+        self.descend(loss)
+        self.step += 1
+
+    def set_rate(self) -> None:
+        """Set the learning rate of the next step."""
+        rate = self.rate * learning_rate(self.step, self.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate * learning_rate(self.step, self.steps)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def descend(self, loss: Tensor) -> None:
+        """Move the weights; nothing waits for the device."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         trained = [weight for name, weight in self.weights.items() if name not in self.fixed]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         self.optimiser.step()
-        self.step += 1
 
     def save(self, path: Path) -> None:
         """Write weights as float32 and the moments of AdamW as bfloat16, which is precise enough to go on."""
@@ -98,7 +113,8 @@ class Training:
                 if held["moments"][name]:
                     first, second = (part.to(weight.device, torch.float32) for part in held["moments"][name])
                     self.optimiser.state[weight] = {
-                        "step": torch.tensor(float(self.step)), "exp_avg": first, "exp_avg_sq": second,
+                        "step": torch.tensor(float(self.step), device=weight.device),
+                        "exp_avg": first, "exp_avg_sq": second,
                     }  # fmt: skip
 
 

@@ -43,18 +43,17 @@ class CodecPhase:
     config: CodecConfig
     size: EncoderSize
 
-    def loss(self, weights: Weights, samples: Tensor, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, weights: Weights, samples: Tensor, draw: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what to minimise and its parts; moves the codebook."""
         device = samples.device
-        draw = torch.Generator(device).manual_seed(seed)
-        with _autocast(device):
-            latents = tts_codec.encode(weights, self.config, self.size, samples)
+        latents = tts_codec.encode(weights, self.config, self.size, samples)
         shape = (*latents.shape[:2], self.config.acoustic_dim)
         noise = LATENT_NOISE * torch.randn(shape, generator=draw, device=device)
         noise = noise * (torch.rand(len(latents), 1, 1, generator=draw, device=device) < 0.5)
         quantised = tts_codec.quantise(weights, self.config, latents, noise)
-        with _autocast(device):
-            made = tts_codec.decode(weights, self.config, quantised.latents)
+        made = tts_codec.decode(weights, self.config, quantised.latents)
         terms = wave_losses(made, samples)
         died = tts_codec.update_book(weights, quantised, BOOK_DECAY, draw)
         terms |= {"commitment": quantised.commitment, "dead": died.float()}
@@ -104,12 +103,11 @@ class SpeechPhase:
         device = batch.ids.device
         draw = torch.Generator(device).manual_seed(seed)
         fed = self._noisy(batch.codes, draw) if noisy else batch.codes
-        with _autocast(device):
-            hidden = tts_forward.backbone(
-                weights, self.config.backbone, batch.ids, weights[VOICES][batch.voice], fed, batch.frame
-            )
-            read = hidden.gather(1, batch.reads[..., None].expand(-1, -1, hidden.shape[-1]))
-            logits = tts_forward.semantic_logits(weights, read).float()
+        hidden = tts_forward.backbone(
+            weights, self.config.backbone, batch.ids, weights[VOICES][batch.voice], fed, batch.frame
+        )
+        read = hidden.gather(1, batch.reads[..., None].expand(-1, -1, hidden.shape[-1]))
+        logits = tts_forward.semantic_logits(weights, read)
         at = torch.arange(read.shape[1], device=device)
         wanted = F.pad(batch.codes[..., 0], (0, 1)).masked_fill(at == batch.lengths[:, None], END_AUDIO)
         there = at <= batch.lengths[:, None]
@@ -134,9 +132,8 @@ class SpeechPhase:
         times = torch.rand(rows, generator=draw, device=target.device)
         kept = torch.rand(rows, generator=draw, device=target.device) >= DROPPED
         x = noise + times[:, None] * (target - noise)
-        with _autocast(target.device):
-            made = tts_forward.velocity(weights, self.config.flow, x, times, hidden.repeat(TIMES, 1), kept)
-        return (made.float() - (target - noise)).square().mean()
+        made = tts_forward.velocity(weights, self.config.flow, x, times, hidden.repeat(TIMES, 1), kept)
+        return (made - (target - noise)).square().mean()
 
     def _noisy(self, codes: Tensor, draw: torch.Generator) -> Tensor:
         """Change some of the codes that are fed, for those that the model makes itself are not the right ones."""
@@ -154,7 +151,3 @@ class SpeechPhase:
         """Return the mean parts of the loss over batches, codes fed as they are."""
         scores = [self.loss(weights, batch, 0, noisy=False)[1] for batch in batches]
         return {name: math.fsum(float(one[name]) for one in scores) / len(scores) for name in scores[0]}
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")

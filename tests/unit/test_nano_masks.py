@@ -11,6 +11,7 @@ from voxtral_pipes.models.mel import hz_of_mel, mel_of_hz
 
 MASKS = Masks(AudioConfig(), torch.device("cpu"))
 BATCH, STEPS, BINS = 24, 1280, 128
+EVEN = torch.ones(BATCH)
 
 
 def _seen(disturbed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,16 +26,18 @@ def test_a_tone_moves_as_its_frequency_does() -> None:
     mel = torch.rand(BATCH, STEPS, BINS, generator=torch.Generator().manual_seed(1)) * 1e-3
     mel[:, :, bin_] += 1
     step = float(mel_of_hz(np.float64(8000))) / (BINS + 1)
-    hz = float(hz_of_mel(np.float64(step * (bin_ + 1))))
-    low, high = (float(mel_of_hz(np.float64(hz * f))) / step - 1 for f in (1 - WARP, 1 + WARP))
-    places = {int(row.argmax()) for row in MASKS(mel, 0).median(dim=1).values if row.max() > 0.4}
+    hz = float(hz_of_mel(np.asarray(step * (bin_ + 1))))
+    low, high = (float(mel_of_hz(np.float64(hz * f))) / step - 1 for f in (np.exp(-WARP), np.exp(WARP)))
+    places = {int(row.argmax()) for row in MASKS(mel, EVEN, 0).median(dim=1).values if row.max() > 0.4}
     assert bin_ in places and len(places) > 5
     assert low - 1 <= min(places) < bin_ < max(places) <= high + 1
+    slower, faster = (MASKS(mel, EVEN * pace, 0).median(dim=1).values.argmax(dim=1) for pace in (0.8, 1.25))
+    assert slower.float().mean() > bin_ > faster.float().mean()
 
 
 def test_little_is_hidden_and_something_is() -> None:
     mel = torch.rand(BATCH, STEPS, BINS, generator=torch.Generator().manual_seed(2))
-    bins, moments = _seen(MASKS(mel, 0))
+    bins, moments = _seen(MASKS(mel, EVEN, 0))
     assert 0 < (~bins).sum(dim=1).max() <= BANDS * (WIDEST_BAND + 1)
     assert 0 < (~moments).sum(dim=1).max() <= MOMENTS * (LONGEST_MOMENT + 1)
 
@@ -42,5 +45,5 @@ def test_little_is_hidden_and_something_is() -> None:
 def test_the_seed_alone_decides() -> None:
     mel = torch.rand(2, 200, BINS)
     before = mel.clone()
-    assert torch.equal(MASKS(mel, 7), MASKS(mel, 7)) and torch.equal(mel, before)
-    assert not torch.equal(MASKS(mel, 7), MASKS(mel, 8))
+    assert torch.equal(MASKS(mel, EVEN[:2], 7), MASKS(mel, EVEN[:2], 7)) and torch.equal(mel, before)
+    assert not torch.equal(MASKS(mel, EVEN[:2], 7), MASKS(mel, EVEN[:2], 8))

@@ -1,0 +1,42 @@
+"""Training on a CUDA device: steps replayed as one graph are the steps as they come."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("soundfile", reason="scripts of the nano models need '.[nano]'")
+
+from nano.tts_codec import SUM, USAGE
+from nano.tts_descent import Descent
+from nano.tts_size import SMOKE, SMOKE_ENCODER
+from nano.tts_state import Training
+from nano.tts_steps import CodecPhase
+from nano.tts_weights import codec_weights
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CUDA = torch.device("cuda")
+STEPS = 12
+
+
+def test_a_graph_takes_the_same_steps() -> None:
+    phase = CodecPhase(SMOKE.codec, SMOKE_ENCODER)
+    weights = codec_weights(SMOKE.codec, SMOKE_ENCODER, 0)
+    rows = [
+        0.1 * torch.randn(2, 4 * SMOKE.codec.frame_samples, generator=torch.Generator().manual_seed(step))
+        for step in range(STEPS)
+    ]
+    replayed, plain = (Training.new(weights, (SUM, USAGE), 40, 1e-3, CUDA) for _ in range(2))
+    descent = Descent(replayed, lambda samples, draw: phase.loss(replayed.weights, samples, draw))
+    for step, samples in enumerate(rows):
+        theirs = float(descent(samples, step)["total"])
+        draw = torch.Generator(CUDA).manual_seed(step)
+        loss, terms = phase.loss(plain.weights, samples.to(CUDA), draw)
+        plain.learn(loss)
+        assert abs(theirs - float(terms["total"])) < 0.02 * theirs
+    assert replayed.step == plain.step == STEPS
+    for name, weight in replayed.weights.items():
+        assert (weight - plain.weights[name]).abs().max() < 0.02, name
