@@ -27,9 +27,9 @@ from voxtral_pipes.formats.atomic import replace_file
 
 Int16 = npt.NDArray[np.int16]
 
-VERSION = 1
+VERSION, KIND = 1, "nano-asr"
 _COMPRESSION = 0.9
-"""Of libsndfile: some 31 kbit/s at 16 kHz."""
+"""Of libsndfile: some 31 kbit/s at 16 kHz, 35 at 24."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -64,10 +64,14 @@ class Pack:
         return self.sounds[utterance.sound][utterance.at : utterance.at + utterance.samples]
 
 
-def encode_opus(samples: Int16, serial: int) -> bytes:
-    """Encode samples at 16 kHz as Ogg Opus; the same ones and the same serial give the same bytes."""
+def encode_opus(samples: Int16, rate_hz: int, serial: int) -> bytes:
+    """Encode one channel as Ogg Opus; the same samples and the same serial give the same bytes."""
     out = io.BytesIO()
-    soundfile.write(out, samples, RATE_HZ, format="OGG", subtype="OPUS", compression_level=_COMPRESSION)
+    with soundfile.SoundFile(
+        out, "w", rate_hz, 1, "OPUS", format="OGG", compression_level=_COMPRESSION
+    ) as file:
+        for at in range(0, len(samples), rate_hz):  # libsndfile overruns its stack on minutes at once
+            file.write(samples[at : at + rate_hz])
     return with_serial(out.getvalue(), serial)
 
 
@@ -132,9 +136,10 @@ def read_archive(
         return about, rows, dict(zip(names, pool.map(decode, streams), strict=True))
 
 
-def _unknown(about: Mapping[str, Any]) -> str | None:
-    version = about.get("version")
-    return None if version == VERSION else f"version {version} is not known"
+def foreign(about: Mapping[str, Any], model: str) -> str | None:
+    """Say what is wrong where a file is not of this version, or of another model."""
+    ours = (about.get("version"), about.get("model")) == (VERSION, model)
+    return None if ours else f"not training data of {model}, version {VERSION}"
 
 
 def read_pack(path: Path) -> Pack:
@@ -143,7 +148,7 @@ def read_pack(path: Path) -> Pack:
     Raises:
         BadInputError: it is not one, or damaged.
     """
-    about, rows, sounds = read_archive(path, decode, _unknown)
+    about, rows, sounds = read_archive(path, decode, lambda about: foreign(about, KIND))
     utterances = [
         Utterance(**{**row, "ends": tuple(row["ends"]) if row["ends"] is not None else None}) for row in rows
     ]

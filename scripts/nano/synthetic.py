@@ -68,7 +68,7 @@ def _speak(task: tuple[int, int]) -> Voiced:
             )
         )  # fmt: skip
         at += len(samples)
-    return Voiced(sound, encode_opus(np.concatenate(pieces), number), utterances)
+    return Voiced(sound, encode_opus(np.concatenate(pieces), RATE_HZ, number), utterances)
 
 
 def _say(speaker: Espeak, text: str, manner: Manner, seed: int) -> tuple[Int16, tuple[int, ...] | None]:

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from nano.ogg import with_serial
-from nano.pack import VERSION, Utterance, read_archive
+from nano.pack import Utterance, foreign, read_archive
 from nano.words import RATE_HZ as RECORDED_HZ
 from voxtral_pipes.config import TTS_RATE_HZ
 from voxtral_pipes.errors import BadInputError
@@ -22,8 +21,6 @@ from voxtral_pipes.errors import BadInputError
 Int16 = npt.NDArray[np.int16]
 
 KIND = "nano-tts"
-_COMPRESSION = 0.9
-"""Of libsndfile: some 35 kbit/s at 24 kHz."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +42,6 @@ class Speech:
         return self.voices.index(name)
 
 
-def encode_opus(samples: Int16, serial: int) -> bytes:
-    """Encode samples at 24 kHz as Ogg Opus; the same ones and the same serial give the same bytes."""
-    out = io.BytesIO()
-    with soundfile.SoundFile(
-        out, "w", TTS_RATE_HZ, 1, "OPUS", format="OGG", compression_level=_COMPRESSION
-    ) as file:
-        for at in range(0, len(samples), TTS_RATE_HZ):  # libsndfile overruns its stack on minutes at once
-            file.write(samples[at : at + TTS_RATE_HZ])
-    return with_serial(out.getvalue(), serial)
-
-
 def decode(stream: bytes) -> Int16:
     """Decode one channel at 24 kHz; what has 16 kHz is resampled, clipped where that overshoots.
 
@@ -75,18 +61,13 @@ def decode(stream: bytes) -> Int16:
     return rounded
 
 
-def _foreign(about: Mapping[str, Any]) -> str | None:
-    ours = (about.get("version"), about.get("model")) == (VERSION, KIND)
-    return None if ours else "not training data of the synthesis model"
-
-
 def read_speech(path: Path) -> Speech:
     """Read a packed file and decode its sounds, on all cores.
 
     Raises:
         BadInputError: it is not one, or damaged.
     """
-    about, rows, sounds = read_archive(path, decode, _foreign)
+    about, rows, sounds = read_archive(path, decode, lambda about: foreign(about, KIND))
     utterances = [Utterance(**{**row, "ends": None}) for row in rows]
     for one in utterances:
         if one.at + one.samples > len(sounds[one.sound]) or one.speaker not in about["speakers"]:

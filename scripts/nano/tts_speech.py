@@ -12,8 +12,7 @@ import numpy.typing as npt
 import soxr
 
 from nano.espeak import Espeak, Manner
-from nano.pack import Utterance
-from nano.tts_pack import encode_opus
+from nano.pack import Utterance, encode_opus
 from nano.tts_texts import Text
 from nano.words import RATE_HZ, voiced_span
 from voxtral_pipes.config import TTS_RATE_HZ
@@ -97,7 +96,7 @@ def _speak(task: Task) -> Spoken:
             )
         )
         at += len(samples)
-    return Spoken(task.name, encode_opus(np.concatenate(pieces), task.number), utterances)
+    return Spoken(task.name, encode_opus(np.concatenate(pieces), TTS_RATE_HZ, task.number), utterances)
 
 
 def _cut(samples: Int16, rate_hz: int) -> Int16:

@@ -14,7 +14,7 @@ import torch
 from nano.examples import LEFT_PAD, TOKEN_SAMPLES, WORD, Examples
 from nano.forward import new_weights
 from nano.listening import dev_scores, padded, word_errors, words_of
-from nano.pack import Pack, Utterance, encode_opus, read_pack, write_pack
+from nano.pack import KIND, Pack, Utterance, encode_opus, read_pack, write_pack
 from nano.size import NANO, SMOKE
 from nano.sounds import Sounds
 from nano.state import State, load_state, save_state
@@ -147,7 +147,9 @@ def test_examples_depend_on_seed_and_step_alone(packed: Path) -> None:
 
 def test_a_pack_without_words_cannot_train(tmp_path: Path) -> None:
     row = Utterance("a", 0, 16000, "", (), "me", "train", "test", "CC0", "noise")
-    write_pack(tmp_path / "a.pack", [row], [("a", encode_opus(np.zeros(16000, np.int16), 0))], {})
+    write_pack(
+        tmp_path / "a.pack", [row], [("a", encode_opus(np.zeros(16000, np.int16), 16000, 0))], {"model": KIND}
+    )
     with pytest.raises(BadInputError, match="no words"):
         for step in range(20):
             Examples(read_pack(tmp_path / "a.pack"), tokens=160, batch=4, seed=0).plan(step)

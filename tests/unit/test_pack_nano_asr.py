@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from nano.espeak import Espeak, Manner
 from nano.ogg import with_serial
-from nano.pack import Utterance, decode, encode_opus, read_pack, write_pack
+from nano.pack import KIND, Utterance, decode, encode_opus, read_pack, write_pack
 from nano.words import DIGITS, OTHERS, WORDS, is_known, voiced_span, word_ends
 from processes import ROOT, WAIT_S, environment
 
@@ -60,7 +60,11 @@ def test_each_word_ends_before_the_next() -> None:
 
 def test_streams_are_the_same_each_time() -> None:
     samples = tones((100, 400), length_ms=700)
-    first, again, other = encode_opus(samples, 7), encode_opus(samples, 7), encode_opus(samples, 8)
+    first, again, other = (
+        encode_opus(samples, 16000, 7),
+        encode_opus(samples, 16000, 7),
+        encode_opus(samples, 16000, 8),
+    )
     assert first == again != other
     assert len(decode(first)) == len(samples)
     assert (decode(first) == decode(other)).all()  # libsndfile checks the checksums
@@ -93,11 +97,11 @@ def test_a_pack_is_read_as_it_was_written(tmp_path: Path) -> None:
     samples = tones((10, 90), length_ms=100)
     rows = [utterance(), utterance(at=800, text="", ends=()), utterance(at=400, ends=None)]
     path = tmp_path / "a.pack"
-    write_pack(path, rows, [("a.opus", encode_opus(samples, 0))], {"seed": 3})
+    write_pack(path, rows, [("a.opus", encode_opus(samples, 16000, 0))], {"model": KIND, "seed": 3})
     pack = read_pack(path)
     assert pack.utterances == rows and pack.about["seed"] == 3
     assert len(pack.audio(rows[0])) == 800
-    assert (pack.audio(rows[1]) == decode(encode_opus(samples, 0))[800:1600]).all()
+    assert (pack.audio(rows[1]) == decode(encode_opus(samples, 16000, 0))[800:1600]).all()
 
 
 def test_a_bad_pack_is_refused(tmp_path: Path) -> None:
@@ -107,15 +111,15 @@ def test_a_bad_pack_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"something else")
     with pytest.raises(BadInputError, match="not a packed training file"):
         read_pack(path)
-    stream = encode_opus(tones((10, 90), length_ms=100), 0)
-    write_pack(path, [utterance(samples=5000)], [("a.opus", stream)], {})
+    stream = encode_opus(tones((10, 90), length_ms=100), 16000, 0)
+    write_pack(path, [utterance(samples=5000)], [("a.opus", stream)], {"model": KIND})
     with pytest.raises(BadInputError, match="shorter than its utterances"):
         read_pack(path)
-    write_pack(path, [utterance()], [("a.opus", stream[:100])], {})
+    write_pack(path, [utterance()], [("a.opus", stream[:100])], {"model": KIND})
     with pytest.raises(BadInputError, match="cannot be decoded"):
         read_pack(path)
-    write_pack(path, [], [], {"version": 9})
-    with pytest.raises(BadInputError, match="version 9"):
+    write_pack(path, [], [], {"version": 9, "model": KIND})
+    with pytest.raises(BadInputError, match="not training data of nano-asr, version 1"):
         read_pack(path)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nano.pack import Utterance, write_pack
+from nano.pack import Utterance, encode_opus, write_pack
 from nano.tts_codec import SUM, USAGE
 from nano.tts_descent import Descent
 from nano.tts_examples import Line, batch_of, collate, padded
 from nano.tts_losses import wave_losses
-from nano.tts_pack import KIND, encode_opus
+from nano.tts_pack import KIND
 from nano.tts_size import NANO, NANO_ENCODER, SMOKE, SMOKE_ENCODER, VOICE_ROWS
 from nano.tts_state import Training, learning_rate
 from nano.tts_steps import CodecPhase, SpeechPhase
@@ -114,7 +114,7 @@ def packed(tmp_path: Path) -> Path:
     rows, sounds = [], []
     for number, (speaker, text) in enumerate((("she", "hi"), ("he", "ho"))):
         wave = (3000 * np.sin(np.arange(12000) * (0.05 + 0.02 * number))).astype(np.int16)
-        sounds.append((f"{number}.opus", encode_opus(wave, number)))
+        sounds.append((f"{number}.opus", encode_opus(wave, 24000, number)))
         rows.append(
             Utterance(f"{number}.opus", 0, 12000, text, None, speaker, "train", "test", "none", "word")
         )
