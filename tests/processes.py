@@ -51,6 +51,16 @@ def command(
     return done
 
 
+def script(name: str, *arguments: str | int | Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of the checkout in the interpreter of the tests; no traceback may ever show."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / name, *map(str, arguments)], capture_output=True, text=True,
+        timeout=WAIT_S, env=environment(), check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
 COMMAND = """#!{python}
 import sys
 from pathlib import Path

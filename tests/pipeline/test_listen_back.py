@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
-from processes import ROOT, WAIT_S, environment, shell
+from processes import environment, script, shell
 from scoring.score import compare, normaliser
 from scoring.speech import Manner, speak
 
@@ -18,12 +17,7 @@ TEXTS = ("hello there", "the sky is blue", "one two three")
 
 
 def listen(*arguments: str | int | Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "listen-back", *map(str, arguments), "--device", "cpu"],
-        capture_output=True, text=True, timeout=WAIT_S, env=environment(), check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    return script("listen-back", *arguments, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")

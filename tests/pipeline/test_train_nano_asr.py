@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +17,12 @@ from nano.size import NANO, SMOKE
 from nano.sounds import Sounds
 from nano.state import State, load_state, save_state
 from nano.training import SMOKE_SETTINGS
-from processes import ROOT, environment, shell
+from processes import script, shell
 
 from voxtral_pipes.errors import BadInputError
 
 CPU = torch.device("cpu")
 WAIT_S = 400
-
-
-def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / script, *map(str, arguments)],
-        capture_output=True, text=True, timeout=WAIT_S, env=environment(), check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +36,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"{name}\tme\t{split}\t{text}\ttest\tCC0\t{kind}")
     (folder / "manifest.tsv").write_text("\n".join(rows) + "\n")
     path = folder / "nano.pack"
-    done = run("pack-nano-asr", "-o", path, "--voices", "2", "--jobs", "1", folder / "manifest.tsv")
+    done = script("pack-nano-asr", "-o", path, "--voices", "2", "--jobs", "1", folder / "manifest.tsv")
     assert done.returncode == 0, done.stderr
     return path
 
@@ -56,7 +45,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(packed: Path) -> Path:
     """A run on the CPU that learnt its batch by heart."""
     folder = packed.parent / "run"
-    done = run("train-nano-asr", "--smoke", "--device", "cpu", packed, folder)
+    done = script("train-nano-asr", "--smoke", "--device", "cpu", packed, folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -77,7 +66,7 @@ def test_the_pipe_hears_what_was_learnt(tmp_path: Path, packed: Path, trained: P
     model = trained / "model"
     if packing == "q4_0":
         model = tmp_path / "packed" / "nano.gguf"
-        done = run("quantize", "asr", trained / "model", "-o", model)
+        done = script("quantize", "asr", trained / "model", "-o", model)
         assert done.returncode == 0, done.stderr
     wordy = [row for row in range(settings.batch) if (plan.targets[row] == WORD).any()]
     for row in wordy[:2] if packing == "bf16" else wordy[:1]:
@@ -94,22 +83,22 @@ def test_the_pipe_hears_what_was_learnt(tmp_path: Path, packed: Path, trained: P
 
 def test_a_run_goes_on(tmp_path: Path, packed: Path) -> None:
     arguments = ("--device", "cpu", "--smoke", "--steps", "4", "--log-steps", "1", packed, tmp_path / "run")
-    first = run("train-nano-asr", "--minutes", "0", *arguments)
+    first = script("train-nano-asr", "--minutes", "0", *arguments)
     assert first.returncode == 0 and "step 1 of 4: to be gone on with" in first.stderr, first.stderr
-    second = run("train-nano-asr", *arguments)
+    second = script("train-nano-asr", *arguments)
     assert second.returncode == 0 and "step 4 of 4: over" in second.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
-    again = run("train-nano-asr", *arguments)
+    again = script("train-nano-asr", *arguments)
     assert again.returncode == 0 and again.stdout == ""
-    other = run("train-nano-asr", "--seed", "1", *arguments)
+    other = script("train-nano-asr", "--seed", "1", *arguments)
     assert other.returncode == 1 and "other settings" in other.stderr
 
 
 def test_the_real_size_takes_a_step(tmp_path: Path, packed: Path) -> None:
     """Disturbed sounds, examples drawn by workers, dev scores: all that the smoke run leaves out."""
     arguments = ("--device", "cpu", "--steps", "2", "--batch", "2", "--log-steps", "1", "--workers", "1")
-    done = run("train-nano-asr", *arguments, packed, tmp_path / "run")
+    done = script("train-nano-asr", *arguments, packed, tmp_path / "run")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["dev"].keys() == {"test digit", "silence and noise"}

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from processes import ROOT, WAIT_S, environment, shell
+from processes import script, shell
 
 
 def wer(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "wer", *map(str, arguments), "--device", "cpu"],
-        capture_output=True, text=True, timeout=WAIT_S, env=environment(), check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    return script("wer", *arguments, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,11 +14,10 @@ from nano.espeak import Espeak, Manner
 from nano.ogg import with_serial
 from nano.pack import KIND, Utterance, decode, encode_opus, read_pack, write_pack
 from nano.words import DIGITS, OTHERS, WORDS, is_known, voiced_span, word_ends
-from processes import ROOT, WAIT_S, environment
+from processes import ROOT, script
 
 from voxtral_pipes.errors import BadInputError
 
-SCRIPT = ROOT / "scripts" / "pack-nano-asr"
 DATA = ROOT.parent / "shared" / "data" / "digits" / "manifest.tsv"
 
 
@@ -124,12 +122,7 @@ def test_a_bad_pack_is_refused(tmp_path: Path) -> None:
 
 
 def pack(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments), "--jobs", "1"],
-        capture_output=True, text=True, timeout=WAIT_S, env=environment(), check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    return script("pack-nano-asr", *arguments, "--jobs", "1")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,9 @@ from nano.pack import Utterance, encode_opus, write_pack
 from nano.tts_pack import KIND, decode, read_speech
 from nano.tts_speech import levelled
 from nano.tts_texts import DAYS, LETTERS, MONTHS, SENTENCES, number_words, texts
-from processes import ROOT, WAIT_S, environment
+from processes import script
 
 from voxtral_pipes.errors import BadInputError
-
-SCRIPT = ROOT / "scripts" / "pack-nano-tts"
 
 
 def tone(length: int, rate_hz: int) -> np.ndarray:
@@ -93,12 +90,7 @@ def test_a_bad_pack_is_refused(tmp_path: Path) -> None:
 
 
 def pack(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments), "--jobs", "1"],
-        capture_output=True, text=True, timeout=WAIT_S, env=environment(), check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    return script("pack-nano-tts", *arguments, "--jobs", "1")
 
 
 @pytest.fixture

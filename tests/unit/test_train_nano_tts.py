@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from nano.tts_size import NANO, NANO_ENCODER, SMOKE, SMOKE_ENCODER, VOICE_ROWS
 from nano.tts_state import Training, learning_rate
 from nano.tts_steps import CodecPhase, SpeechPhase
 from nano.tts_weights import VOICES, codec_weights, speech_weights
-from processes import ROOT, WAIT_S, environment
+from processes import WAIT_S, environment, script
 from tts_models import random_codes_of, random_rows
 
 from voxtral_pipes.errors import BadInputError
@@ -28,7 +27,6 @@ from voxtral_pipes.formats.locate import locate_model
 from voxtral_pipes.models.checkpoint import TtsCheckpoint
 from voxtral_pipes.models.tts_shapes import tts_shapes
 
-SCRIPT = ROOT / "scripts" / "train-nano-tts"
 CPU = torch.device("cpu")
 
 
@@ -124,12 +122,7 @@ def packed(tmp_path: Path) -> Path:
 
 
 def train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments), "--smoke", "--device", "cpu", "--steps", "3"],
-        capture_output=True, text=True, timeout=WAIT_S, env=environment(), check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+    return script("train-nano-tts", *arguments, "--smoke", "--device", "cpu", "--steps", "3")
 
 
 def test_the_commands_take_what_was_trained(tmp_path: Path, packed: Path) -> None:
