@@ -39,7 +39,7 @@ NANO = _config(
         input_dim=192, dim=128, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=32, hidden_dim=192, semantic_size=192
     ),
     CodecConfig(
-        semantic_size=192, semantic_dim=32, dim=96, hidden_dim=112, n_heads=4, head_dim=24, stage_layers=(1, 1, 1, 1)
+        semantic_size=192, semantic_dim=32, dim=112, hidden_dim=112, n_heads=4, head_dim=28, stage_layers=(1, 1, 1, 1)
     ),
 )  # fmt: skip
 NANO_ENCODER = EncoderSize(dim=128, hidden_dim=256, n_heads=4)
