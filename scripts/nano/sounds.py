@@ -67,11 +67,11 @@ class Sounds:
             return uniform(0, 1) < share
 
         rates = torch.fft.rfftfreq(self._samples, 1 / RATE_HZ).to(self._device)
-        # Echo: a decaying noise of 50 to 400 ms, more or less loud against the direct sound.
+        # Echo: a decaying noise of 50 to 700 ms, up to as loud as the direct sound.
         decay = torch.arange(RATE_HZ // 2, device=self._device) / RATE_HZ
         echo = torch.randn(batch, len(decay), device=self._device, generator=draw)
-        echo = echo * torch.exp(-6.9 * decay / uniform(0.05, 0.4)) * some(0.3)
-        echo = echo * uniform(0.05, 0.5) / echo.square().sum(1, keepdim=True).sqrt().clamp(min=1e-9)
+        echo = echo * torch.exp(-6.9 * decay / uniform(0.05, 0.7)) * some(0.5)
+        echo = echo * uniform(0.05, 1.0) / echo.square().sum(1, keepdim=True).sqrt().clamp(min=1e-9)
         echo[:, 0] = 1
         spectrum = torch.fft.rfft(speech) * torch.fft.rfft(echo, self._samples)
         # Hearing: a tilt, hills and valleys, and often no more than a telephone's bandwidth, as fsdd has it.
