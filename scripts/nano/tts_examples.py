@@ -26,6 +26,15 @@ def padded(samples: np.ndarray, frame: int) -> Tensor:
     return out
 
 
+def changed_sound(samples: np.ndarray, frame: int, draw: np.random.Generator) -> np.ndarray:
+    """Say it a little faster or slower, louder or softer, and begin anywhere in the first frame; int16."""
+    at = np.arange(0, len(samples) - 1, np.exp(draw.uniform(-0.06, 0.06)))
+    spoken = np.interp(at, np.arange(len(samples)), samples) * 10 ** (draw.uniform(-3, 1) / 20)
+    return (
+        np.concatenate((np.zeros(draw.integers(frame)), spoken)).round().clip(-32768, 32767).astype(np.int16)
+    )
+
+
 class Stretches:
     """Random stretches of the sounds of a split."""
 
@@ -58,7 +67,7 @@ class Line:
     text: str
     voice: int
     codes: Tensor
-    """int64 [n, 37], offset included."""
+    """int16 [n, 37], offset included."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,13 @@ Weights = Mapping[str, Tensor]
 
 
 def backbone(
-    weights: Weights, config: BackboneConfig, ids: Tensor, voice: Tensor, codes: Tensor, frame: Tensor
+    weights: Weights,
+    config: BackboneConfig,
+    ids: Tensor,
+    voice: Tensor,
+    codes: Tensor,
+    frame: Tensor,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Map what stands at each position to hidden states [B, L, dim].
 
@@ -39,7 +45,7 @@ def backbone(
     x = torch.where((frame >= 0)[..., None], spoken.gather(1, places), x)
     turn = _turn(config.head_dim, config.rope_theta, x.shape[1], x.device)
     for i in range(config.n_layers):
-        x = _block(weights, f"layers.{i}.", config, x, turn)
+        x = _block(weights, f"layers.{i}.", config, x, turn, dropout)
     return rms_norm(x, weights["norm.weight"], config.norm_eps)
 
 
@@ -74,7 +80,12 @@ def time_embeddings(times: Tensor, dim: int) -> Tensor:
 
 
 def _block(
-    weights: Weights, layer: str, config: BackboneConfig | FlowConfig, x: Tensor, turn: Tensor | None
+    weights: Weights,
+    layer: str,
+    config: BackboneConfig | FlowConfig,
+    x: Tensor,
+    turn: Tensor | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Run one layer; causal and with positions where there is a `turn`."""
     n = rms_norm(x, weights[f"{layer}attention_norm.weight"], config.norm_eps)
@@ -88,10 +99,11 @@ def _block(
     groups = config.n_heads // config.n_kv_heads
     k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
     seen = F.scaled_dot_product_attention(q, k, v, is_causal=turn is not None)
-    x = x + F.linear(seen.transpose(1, 2).flatten(2), weights[f"{layer}attention.wo.weight"])
+    heard = F.linear(seen.transpose(1, 2).flatten(2), weights[f"{layer}attention.wo.weight"])
+    x = x + F.dropout(heard, dropout)
     m = rms_norm(x, weights[f"{layer}ffn_norm.weight"], config.norm_eps)
     w1, w2, w3 = (weights[f"{layer}feed_forward.{name}.weight"] for name in ("w1", "w2", "w3"))
-    return x + F.linear(F.silu(F.linear(m, w1)) * F.linear(m, w3), w2)
+    return x + F.dropout(F.linear(F.silu(F.linear(m, w1)) * F.linear(m, w3), w2), dropout)
 
 
 @lru_cache(64)

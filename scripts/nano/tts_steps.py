@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nano import tts_codec, tts_forward
-from nano.tts_examples import Batch, Line, padded
+from nano.pack import Utterance
+from nano.tts_examples import Batch, Line, changed_sound, padded
 from nano.tts_losses import wave_losses
 from nano.tts_pack import Speech
 from nano.tts_size import EncoderSize
@@ -29,6 +31,8 @@ JITTER, HIDDEN_FRAMES = 0.3, 0.1
 """Codes fed back that are off by a level, and frames fed back whose semantic code is drawn."""
 CODED = 64
 """Utterances that are encoded at once."""
+DROPOUT = 0.15
+"""Of what each half of a layer of the backbone adds."""
 TIMES = 4
 """Times at which the flow of each frame is learnt."""
 
@@ -72,19 +76,47 @@ class CodecPhase:
 
 @torch.no_grad()
 def coded(
-    weights: Weights, config: CodecConfig, size: EncoderSize, speech: Speech, split: str, device: torch.device
+    weights: Weights,
+    config: CodecConfig,
+    size: EncoderSize,
+    speech: Speech,
+    split: str,
+    device: torch.device,
+    changed: int = 0,
 ) -> list[Line]:
-    """Encode all utterances of a split, the shortest first."""
+    """Encode all utterances of a split, the shortest first; each also changed in so many ways.
+
+    A synthetic voice says a text always in the same way: its codes could be learnt by heart without the text.
+    """
     chosen = sorted((one for one in speech.utterances if one.split == split), key=lambda one: one.samples)
+    lines = []
+    for copy in range(1 + changed):
+        lines += _coded_once(weights, config, size, speech, chosen, device, copy)
+    return sorted(lines, key=lambda line: len(line.codes))
+
+
+def _coded_once(
+    weights: Weights,
+    config: CodecConfig,
+    size: EncoderSize,
+    speech: Speech,
+    chosen: Sequence[Utterance],
+    device: torch.device,
+    copy: int,
+) -> list[Line]:
+    draw = np.random.default_rng(copy)
     lines = []
     for at in range(0, len(chosen), CODED):
         some = chosen[at : at + CODED]
+        audio = [speech.audio(one) for one in some]
+        if copy:
+            audio = [changed_sound(one, config.frame_samples, draw) for one in audio]
         # Side by side, filled up behind: the encoder is causal.
-        sounds = [padded(speech.audio(one), config.frame_samples) for one in some]
+        sounds = [padded(one, config.frame_samples) for one in audio]
         samples = pad_sequence(sounds, batch_first=True).to(device)
         codes = tts_codec.codes_of(weights, config, tts_codec.encode(weights, config, size, samples)).cpu()
         lines += [
-            Line(one.text, speech.voice(one), row[: len(sound) // config.frame_samples].clone())
+            Line(one.text, speech.voice(one), row[: len(sound) // config.frame_samples].short())
             for one, sound, row in zip(some, sounds, codes, strict=True)
         ]
     return lines
@@ -103,9 +135,11 @@ class SpeechPhase:
         device = batch.ids.device
         draw = torch.Generator(device).manual_seed(seed)
         fed = self._noisy(batch.codes, draw) if noisy else batch.codes
+        torch.manual_seed(seed)  # of dropout
         hidden = tts_forward.backbone(
-            weights, self.config.backbone, batch.ids, weights[VOICES][batch.voice], fed, batch.frame
-        )
+            weights, self.config.backbone, batch.ids, weights[VOICES][batch.voice], fed, batch.frame,
+            DROPOUT if noisy else 0.0,
+        )  # fmt: skip
         read = hidden.gather(1, batch.reads[..., None].expand(-1, -1, hidden.shape[-1]))
         logits = tts_forward.semantic_logits(weights, read)
         at = torch.arange(read.shape[1], device=device)
