@@ -1,4 +1,4 @@
-"""scripts/demo: it hears, speaks and hears again, says that all of it is noise, and leaves a WAV to play."""
+"""scripts/demo: it hears what was said, speaks, hears that again, and leaves a WAV to play."""
 
 import re
 import shutil
@@ -12,28 +12,20 @@ from processes import ROOT, WAIT_S, environment
 
 
 @pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="needs a virtual environment")
-def test_the_demo_goes_through_both_pipes_and_makes_its_models_once(tmp_path: Path) -> None:
+def test_the_demo_goes_through_both_pipes(tmp_path: Path) -> None:
     scripts = tmp_path / "scripts"
     scripts.mkdir()
-    for name in ("demo", "make-random-model", "checkout.py"):
-        shutil.copy(ROOT / "scripts" / name, scripts)
+    shutil.copy(ROOT / "scripts" / "demo", scripts)
     (scripts / "setup").write_text("#!/bin/sh\n")  # what the tests run in is set up
     (scripts / "setup").chmod(0o755)
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    for name in ("voxtral_pipes", "tests"):
-        (tmp_path / name).symlink_to(ROOT / name)
-
-    def demo() -> tuple[str, str]:
-        done = subprocess.run(
-            [scripts / "demo"], env=environment(), capture_output=True, timeout=WAIT_S, stdin=subprocess.DEVNULL,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout.decode(), done.stderr.decode()
-
-    out, told = demo()
-    assert told.count("making a tiny random model") == len(told.splitlines()) == 2
-    assert "Both models are random" in out and "means nothing" in out
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    done = subprocess.run(
+        [scripts / "demo"], env=environment(), capture_output=True, timeout=WAIT_S, stdin=subprocess.DEVNULL,
+        check=False,
+    )  # fmt: skip
+    out = done.stdout.decode()
+    assert done.returncode == 0 and not done.stderr, done.stderr.decode()
     lines = re.findall(r"^\$ (.*)\n(.*)", out, re.MULTILINE)
     assert [line.split()[0] for line, _ in lines] == [
         "vx-mel",
@@ -44,12 +36,10 @@ def test_the_demo_goes_through_both_pipes_and_makes_its_models_once(tmp_path: Pa
         "vx-mel",
     ]
     spoken = tmp_path / ".cache" / "demo.wav"
-    assert f"The noise is in {spoken} " in out
+    assert f"The sound is in {spoken} " in out
     with wave.open(str(spoken)) as sound:
         assert (sound.getframerate(), sound.getnchannels()) == (24000, 1)
-        assert sound.getnframes() > 0 and sound.getnframes() % 1920 == 0
+        assert sound.getnframes() > 24000 and sound.getnframes() % 1920 == 0
     assert any(line == "vx-peek < .cache/demo.wav" and shown.startswith("wav ") for line, shown in lines)
-    heard, heard_again = lines[1][1], lines[5][1]
-    assert heard and heard_again and heard != heard_again
-    assert not list((tmp_path / ".cache").glob("new.*"))
-    assert demo() == (out, "")
+    assert lines[1][1] == "three one four one five nine"
+    assert lines[5][1].split()  # what it says of itself is measured by scripts/listen-back
