@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from nano.ahead import drawn_ahead
 from nano.examples import IGNORED, LEFT_PAD, Examples, Plan
 from nano.forward import decode, encode, new_weights
 from nano.front import Front
@@ -167,9 +167,7 @@ class Run:
                 yield self._examples.plan(0)
             return
         steps = range(self.step, self._settings.steps)
-        yield from DataLoader(
-            _Plans(self._examples), batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is
-        )  # fmt: skip
+        yield from drawn_ahead(self._examples.plan, steps, workers)
 
     def _score(self) -> None:
         if self._settings.smoke:
@@ -203,17 +201,3 @@ class Run:
         with (self._folder / "log.jsonl").open("a") as log:
             log.write(line + "\n")
         print(line, flush=True)
-
-
-class _Plans(Dataset[Plan]):
-    """Batches by the number of their step, for workers to draw ahead."""
-
-    def __init__(self, examples: Examples) -> None:
-        self._examples = examples
-
-    def __getitem__(self, step: int) -> Plan:
-        return self._examples.plan(step)
-
-
-def _as_it_is(plan: Any) -> Any:
-    return plan
