@@ -43,7 +43,7 @@ def sphinx_label() -> str:
 
 
 def hear(files: Sequence[Path], jobs: int) -> Iterator[Heard]:
-    """Transcribe recordings in so many processes; in order, and the same whatever their number.
+    """Transcribe recordings in so many processes; each as it is done, the same whatever their number.
 
     Raises:
         ImportError: the package pocketsphinx is not installed.

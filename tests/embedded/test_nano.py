@@ -15,11 +15,7 @@ from voxtral_pipes.models.checkpoint import AsrCheckpoint, Checkpoint, TtsCheckp
 from voxtral_pipes.models.voices import DEFAULT, FOLDER, read_rows, row_table, voices_in
 
 MAX_BYTES = 16 << 20
-SPEAKS = pytest.mark.skipif(
-    not (HOME / "tts" / "consolidated.safetensors").is_file(),
-    reason="the embedded voices are not trained yet",
-)
-FAMILIES = [ASR, pytest.param(TTS, marks=SPEAKS)]
+FAMILIES = (ASR, TTS)
 
 
 def opened(family: str, name: str) -> tuple[ModelFiles, Checkpoint]:
@@ -60,7 +56,6 @@ def test_the_vocabulary_spells(family: str, name: str) -> None:
     assert b"".join(vocabulary.token_bytes(i) for i in ids) == b"seven left"
 
 
-@SPEAKS
 @pytest.mark.parametrize("name", FOLDERS)
 def test_voices_can_be_read(name: str) -> None:
     files, checkpoint = opened(TTS, name)
