@@ -15,6 +15,7 @@ Int16 = npt.NDArray[np.int16]
 
 # speak_lib.h of espeak-ng 1.52.
 _SYNCHRONOUS = 2
+_APART = ord(" ") << 8
 _DONT_EXIT = 0x8000
 _UTF8 = 1
 _RATE, _PITCH, _RANGE, _WORD_GAP = 1, 3, 4, 7
@@ -94,7 +95,7 @@ class Espeak:
 
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self._library.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_Voice))
-        self._library.espeak_Info.restype = ctypes.c_char_p
+        self._library.espeak_Info.restype = self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         data = str(espeakng_loader.get_data_path()).encode()
         self.rate_hz: int = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, _DONT_EXIT)
         if self.rate_hz <= 0:
@@ -144,6 +145,14 @@ class Espeak:
             raise OSError(f"espeak-ng could not say {text!r}")
         samples = np.concatenate(self._pieces) if self._pieces else np.empty(0, np.int16)
         return Spoken(samples, tuple(self._starts))
+
+    def phones(self, text: str, voice: str = "en-us") -> list[str]:
+        """Return how a voice says a text: phones by espeak-ng's names, without stress and variants."""
+        self._library.espeak_SetVoiceByName(voice.encode())
+        rest = ctypes.c_void_p(ctypes.cast(ctypes.c_char_p(text.encode()), ctypes.c_void_p).value)
+        said = self._library.espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _APART).decode()
+        plain = (phone.strip("',%=").rstrip("#2") for phone in said.replace("_", " ").split())
+        return [phone for phone in plain if phone]
 
     def _take(
         self, wave: ctypes._Pointer[ctypes.c_short], count: int, events: ctypes._Pointer[_Event]

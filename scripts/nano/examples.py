@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from nano.pack import Pack, Utterance
+from nano.pack import Int16, Pack, Utterance
 from nano.vocabulary import N_SPECIAL, PIECES
 from nano.words import DIGITS, RATE_HZ, WORDS, is_known
 from voxtral_pipes.errors import BadInputError
@@ -30,6 +30,11 @@ DELAYS = range(3, 13)
 """In tokens of 80 ms: 240 to 960 ms."""
 
 _IDS = {word: N_SPECIAL + PIECES.index(f" {word}".encode()) for word in WORDS}
+TRIMMED = 0.3
+"""Utterances cut as a trimmer of silence does that is too eager: without their f, s or th, or the end that fades."""
+QUIETEST, LOUDEST_CUT = 32.0, 15.0
+"""In decibels below the loudest moment: from where to where a trimmer takes sound for silence."""
+_FRAME = 160
 _SOURCES = {"fsdd": 0.2, "speech_commands": 0.5, "espeak-ng": 0.26, "asterisk_core_sounds": 0.04}
 """How often each is taken; others as often as the last.  fsdd are four men alone, whom to know by heart is no use."""
 
@@ -60,6 +65,12 @@ class Plan:
     """[B, N]: fed."""
     targets: Ints
     """[B, N]: to be answered; -100 where that does not count."""
+    phones: Ints
+    """What is said in the rows of `spelt`, one row after the other, from 1 on."""
+    spelt: Ints
+    """Rows all of whose phones are known."""
+    n_phones: Ints
+    """In each of them."""
 
 
 def answers(ends: Sequence[tuple[int, str]], delay: int, n_audio: int) -> Ints:
@@ -81,11 +92,29 @@ def answers(ends: Sequence[tuple[int, str]], delay: int, n_audio: int) -> Ints:
     return out
 
 
-class Examples:
-    """Draws batches from the training half of a pack."""
+def trimmed(one: Utterance, samples: Int16, draw: np.random.Generator) -> Utterance:
+    """Leave out the beginning of an utterance that is quieter than drawn, and half of the time such an end."""
+    whole = len(samples) // _FRAME
+    level = np.square(samples[: whole * _FRAME].reshape(whole, _FRAME).astype(np.float32)).mean(axis=1)
+    loud = np.flatnonzero(level > level.max(initial=0) * 10 ** (-draw.uniform(LOUDEST_CUT, QUIETEST) / 10))
+    if not len(loud) or one.ends is None:
+        return one
+    first = int(loud[0]) * _FRAME
+    last = (int(loud[-1]) + 1) * _FRAME if draw.random() < 0.5 else len(samples)
+    ends = tuple(min(max(end - first, 0), last - first) for end in one.ends)
+    return replace(one, at=one.at + first, samples=last - first, ends=ends)
 
-    def __init__(self, pack: Pack, *, tokens: int, batch: int, seed: int) -> None:
-        self._tokens, self._batch, self._seed = tokens, batch, seed
+
+class Examples:
+    """Draws batches from the training half of a pack; `cuts` has some utterances begin and end too late."""
+
+    def __init__(self, pack: Pack, *, tokens: int, batch: int, seed: int, cuts: bool = True) -> None:
+        self._tokens, self._batch, self._seed, self._pack = tokens, batch, seed, pack
+        self._phones = {
+            word: [pack.phones.index(phone) + 1 for phone in said.split()]
+            for word, said in pack.pronunciations.items()
+        }
+        self._cuts = cuts
         self._starts: dict[str, int] = {}
         total = 0
         for name, samples in pack.sounds.items():
@@ -118,16 +147,19 @@ class Examples:
         paces = np.exp(draw.uniform(-0.3, 0.36, self._batch)).astype(np.float32)
         tokens = np.full((self._batch, self._tokens), PAD)
         targets = np.full((self._batch, self._tokens), IGNORED)
+        spelt: dict[int, list[int]] = {}
         for row in range(self._batch):
             delay = int(draw.integers(DELAYS.start, DELAYS.stop))
             n_audio = self._tokens - LEFT_PAD - delay - TAIL
             ends = []
+            said: list[str] = []
             begin = LEFT_PAD * TOKEN_SAMPLES
             limit = n_audio * TOKEN_SAMPLES - int(draw.integers(TOKEN_SAMPLES))
             final = 0
             for one, at, speed, gain in self._layout(draw, limit, float(paces[row])):
                 placed.append((row, self._starts[one.sound] + one.at, one.samples, begin + at, speed, gain))
                 final = at + int(one.samples / speed)
+                said += one.text.split()
                 if is_known(one.text):
                     assert one.ends is not None
                     ends += [
@@ -141,13 +173,19 @@ class Examples:
             tokens[row, 0] = BOS
             tokens[row, LEFT_PAD + delay + 1 :] = out[:-1]
             targets[row, LEFT_PAD + delay :] = out
+            if all(word in self._phones for word in said):
+                spelt[row] = [phone for word in said for phone in self._phones[word]]
         where = np.array([one[:4] for one in placed], np.int64).reshape(-1, 4)
         how = np.array([one[4:] for one in placed], np.float32).reshape(-1, 2)
         row_of, source, length, at_of = where.T.copy()
         speed_of, gain_of = how.T.copy()
+        phones = np.array([phone for one in spelt.values() for phone in one], np.int64)
+        spelt_rows = np.array(list(spelt), np.int64)
+        n_phones = np.array(list(map(len, spelt.values())), np.int64)
         return Plan(
-            row_of, source, length, at_of, speed_of, gain_of, first, last, delays, paces, tokens, targets
-        )
+            row_of, source, length, at_of, speed_of, gain_of, first, last, delays, paces, tokens, targets, phones,
+            spelt_rows, n_phones,
+        )  # fmt: skip
 
     def _layout(
         self, draw: np.random.Generator, limit: int, pace_of_all: float
@@ -163,6 +201,8 @@ class Examples:
         pool = self._one_speaker(draw, kind) if same and kind != "mixed" else None
         while True:
             one = pool[draw.integers(len(pool))] if pool else self._any(draw, kind)
+            if self._cuts and draw.random() < TRIMMED:
+                one = trimmed(one, self._pack.audio(one), draw)
             pace = float(pace_of_all * draw.uniform(0.95, 1.05))
             length = int(one.samples / pace)
             if at + length > limit:

@@ -25,7 +25,11 @@ from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
 Weights = Mapping[str, Tensor]
 
 
-def new_weights(config: AsrConfig, seed: int) -> dict[str, Tensor]:
+PHONES = "training.phones"
+"""What hears phones in the encoder's frames: in no checkpoint, for only training needs it."""
+
+
+def new_weights(config: AsrConfig, seed: int, n_phones: int = 0) -> dict[str, Tensor]:
     """Draw weights to start from: residual branches small, so that deep stacks begin as shallow ones."""
     draw = torch.Generator().manual_seed(seed)
     weights = {}
@@ -42,20 +46,47 @@ def new_weights(config: AsrConfig, seed: int) -> dict[str, Tensor]:
             elif name.endswith("ada_rms_norm_t_cond.2.weight"):
                 scale *= 0.1
             weights[name] = scale * torch.randn(shape, generator=draw)
+    weights[f"{PHONES}.weight"] = 0.02 * torch.randn(n_phones + 1, config.encoder.dim, generator=draw)
+    weights[f"{PHONES}.bias"] = torch.zeros(n_phones + 1)
     return weights
 
 
-def encode(weights: Weights, config: AsrConfig, mel: Tensor, dropout: float = 0.0) -> Tensor:
+def encode(weights: Weights, config: AsrConfig, mel: Tensor) -> Tensor:
     """Map mel [B, 8p, n_mels], the padded stream from its start, to embeddings [B, p, decoder dim]."""
+    return adapt(weights, config, hear(weights, config, mel))
+
+
+def hear(weights: Weights, config: AsrConfig, mel: Tensor, dropout: float = 0.0) -> Tensor:
+    """Map mel [B, 8p, n_mels] to the encoder's frames [B, 4p, dim]."""
     c = config.encoder
     x = mel.transpose(1, 2)
     for i, stride in enumerate((1, STEM_STRIDE)):
         weight, bias = (weights[f"{WHISPER}conv_layers.{i}.conv.{part}"] for part in ("weight", "bias"))
         x = F.gelu(F.conv1d(F.pad(x, (KERNEL - stride, 0)), weight, bias, stride=stride))
-    x = _stack(weights, f"{WHISPER}transformer.", c, x.transpose(1, 2), None, dropout)
-    groups = x.reshape(x.shape[0], x.shape[1] // c.downsample, -1)
+    return _stack(weights, f"{WHISPER}transformer.", c, x.transpose(1, 2), None, dropout)
+
+
+def adapt(weights: Weights, config: AsrConfig, frames: Tensor) -> Tensor:
+    """Map frames [B, 4p, dim] to embeddings [B, p, decoder dim]."""
+    groups = frames.reshape(frames.shape[0], frames.shape[1] // config.encoder.downsample, -1)
     adapter = f"{ROOT}audio_language_projection."
     return F.linear(F.gelu(F.linear(groups, weights[f"{adapter}0.weight"])), weights[f"{adapter}2.weight"])
+
+
+def phones_loss(weights: Weights, frames: Tensor, phones: Tensor, counts: Tensor) -> Tensor:
+    """Return how badly phones are heard in frames [B, T, dim]: their mean negative log-likelihood.
+
+    By connectionist temporal classification (Graves et al., 2006).  `phones` follow each other through the rows;
+    `counts` [B], on the host, are those of each.
+    """
+    if not len(counts):
+        return frames.new_zeros(())
+    logits = F.linear(frames, weights[f"{PHONES}.weight"], weights[f"{PHONES}.bias"]).float()
+    steps = torch.full_like(counts, frames.shape[1])
+    loss = F.ctc_loss(
+        logits.log_softmax(-1).transpose(0, 1), phones, steps, counts, reduction="sum", zero_infinity=True
+    )
+    return loss / max(1, len(phones))
 
 
 def decode(

@@ -1,10 +1,12 @@
-"""What disturbs mel in training: another length of the vocal tract, hidden bands and hidden moments.
+"""What disturbs mel in training: another vocal tract, sounds longer and shorter, hidden bands and hidden moments.
 
 The warp follows Jaitly and Hinton, "Vocal Tract Length Perturbation (VTLP) improves speech recognition" (2013), the
 rest Park et al., "SpecAugment", arXiv:1904.08779, section 2.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -17,6 +19,11 @@ WARP = 0.14
 """The logarithm by which frequencies are stretched at most, either way, in two examples of three."""
 RESTORED = 0.6
 """Examples in which what speed has done to the frequencies is taken back, half of it or more: hasty, not small."""
+BENT = 0.12
+"""How much nearer or farther than usual neighbouring bins may lie: formants move against each other."""
+HURRIED = 0.35
+"""How much faster or slower than the rest some moments are, in each of two waves: vowels and stops differ in length."""
+BINS_A_WAVE, FRAMES_A_WAVE = (24, 90), (15, 40)
 BANDS, WIDEST_BAND = 2, 22
 MOMENTS, LONGEST_MOMENT = 10, 14
 """In frames of 10 ms: a word never disappears."""
@@ -50,12 +57,33 @@ class Masks:
         stretch = torch.where(uniform(batch) < 2 / 3, WARP * (2 * uniform(batch) - 1), 0.0)
         back = torch.where(uniform(batch) < RESTORED, 0.5 + 0.5 * uniform(batch), 0.0)
         chosen = ((stretch + back * paces.log()) * _FINE).round().long().clamp(-_STRETCHES, _STRETCHES)
-        places = self._places[chosen + _STRETCHES][:, None].expand(-1, steps, -1)
-        low = places.long().clamp(max=bins - 2)
-        warped = torch.lerp(mel.gather(2, low), mel.gather(2, low + 1), places - low)
+        bent = _waves(uniform(batch, 3, 2), bins, BENT, BINS_A_WAVE)
+        places = (self._places[chosen + _STRETCHES] + bent).clamp(0, bins - 1)
+        warped = _read(mel, places, 2)
+        moments = torch.arange(steps, device=self._device)
+        hurried = moments + _waves(uniform(batch, 3, 2), steps, HURRIED, FRAMES_A_WAVE)
+        warped = _read(warped, hurried.clamp(0, steps - 1), 1)
         hidden = _spans(uniform(batch, 2, BANDS), bins, WIDEST_BAND)[:, None]
         hidden = hidden | _spans(uniform(batch, 2, MOMENTS), steps, LONGEST_MOMENT)[:, :, None]
         return torch.where(hidden, warped.mean(dim=(1, 2), keepdim=True), warped)
+
+
+def _waves(drawn: Tensor, length: int, steepest: float, periods: tuple[int, int]) -> Tensor:
+    """Return the sum of waves at 0 to length - 1, float32 [B, length]; `drawn` [B, 3, n] are what they are like."""
+    shortest, longest = periods
+    period, slope, phase = drawn[:, :, :, None].unbind(1)
+    period, turns = shortest + period * (longest - shortest), 2 * math.pi
+    at = torch.arange(length, device=drawn.device)
+    return (slope * steepest * period / turns * torch.sin(turns * (at / period + phase))).sum(1)
+
+
+def _read(mel: Tensor, places: Tensor, dim: int) -> Tensor:
+    """Read mel [B, T, n_mels] at places between its frames or bins, [B, length of that dimension]."""
+    places = places.unsqueeze(3 - dim)
+    low = places.long().clamp(max=mel.shape[dim] - 2)
+    share = places - low
+    low = low.expand_as(mel)
+    return torch.lerp(mel.gather(dim, low), mel.gather(dim, low + 1), share)
 
 
 def _spans(drawn: Tensor, length: int, longest: int) -> Tensor:

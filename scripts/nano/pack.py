@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,24 @@ class Utterance:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pack:
     """A packed file that has been read."""
 
     utterances: list[Utterance]
     sounds: Mapping[str, Int16]
     about: Mapping[str, Any]
+
+    @property
+    def pronunciations(self) -> Mapping[str, str]:
+        """The phones of each word, if the pack has them."""
+        said: Mapping[str, str] = self.about.get("phones", {})
+        return said
+
+    @cached_property
+    def phones(self) -> list[str]:
+        """All of them, in order."""
+        return sorted({phone for said in self.pronunciations.values() for phone in said.split()})
 
     def audio(self, utterance: Utterance) -> Int16:
         """Return the samples of an utterance, int16 at 16 kHz."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nano.ahead import drawn_ahead
 from nano.examples import IGNORED, LEFT_PAD, Examples, Plan
-from nano.forward import decode, encode, new_weights
+from nano.forward import adapt, decode, hear, new_weights, phones_loss
 from nano.front import Front
 from nano.listening import answer, dev_scores, word_errors, words_of
 from nano.masks import Masks
@@ -41,6 +41,8 @@ class Settings:
     dropout: float = 0.15
     """Of what each half of a layer adds."""
     seed: int = 0
+    phones: float = 0.1
+    """How much hearing phones counts beside writing words."""
     smoke: bool = False
     """A tiny model that learns one batch by heart, undisturbed."""
 
@@ -73,13 +75,17 @@ class Run:
             if state.settings != asdict(settings):
                 raise BadInputError(f"{self._state_file} is of a run with other settings: {state.settings}")
         else:
-            state = State(0, 0.0, asdict(settings), new_weights(self._config, settings.seed), {})
+            state = State(
+                0, 0.0, asdict(settings), new_weights(self._config, settings.seed, len(pack.phones)), {}
+            )
         self.step, self._seconds = state.step, state.seconds
         self._weights = {name: value.to(device).requires_grad_() for name, value in state.weights.items()}
         self._optimizer = self._new_optimizer(state)
         self._front = Front(self._config.audio, device)
         self._masks = Masks(self._config.audio, device)
-        self._examples = Examples(pack, tokens=settings.tokens, batch=settings.batch, seed=settings.seed)
+        self._examples = Examples(
+            pack, tokens=settings.tokens, batch=settings.batch, seed=settings.seed, cuts=not settings.smoke
+        )
         self._sounds = Sounds(pack, tokens=settings.tokens, device=device, disturbed=not settings.smoke)
 
     @property
@@ -96,7 +102,8 @@ class Run:
             self.step += 1
             self._seconds = earlier + time.monotonic() - began
             if self.step % budget.log_steps == 0:
-                self._tell({"loss": round(torch.stack(losses).mean().item(), 5), "rate": self._rate()})
+                words, phones = torch.stack(losses).mean(0).tolist()
+                self._tell({"loss": round(words, 5), "phones": round(phones, 5), "rate": self._rate()})
                 losses.clear()
             if self.step % budget.score_steps == 0 and not self.is_over:
                 self._score()
@@ -108,19 +115,20 @@ class Run:
         write_model(self._folder / "model", self._config, self._weights)
 
     def _learn(self, plan: Plan) -> Tensor:
-        """Take one step; the loss stays on the device, so that nothing waits for it."""
+        """Take one step; the losses, of words and of phones, stay on the device, so that nothing waits for them."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate()
-        loss = self._loss(plan)
-        loss.backward()
+        words, phones = self._losses(plan)
+        (words + self._settings.phones * phones).backward()
         torch.nn.utils.clip_grad_norm_(list(self._weights.values()), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return loss.detach()
+        return torch.stack((words.detach(), phones.detach()))
 
-    def _loss(self, plan: Plan) -> Tensor:
-        tokens, targets, delays = (
-            torch.from_numpy(part).to(self._device) for part in (plan.tokens, plan.targets, plan.delays)
+    def _losses(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        tokens, targets, delays, spelt, phones = (
+            torch.from_numpy(part).to(self._device)
+            for part in (plan.tokens, plan.targets, plan.delays, plan.spelt, plan.phones)
         )
         seed = hash((self._settings.seed, self.step)) & 0x7FFFFFFF
         with torch.no_grad():
@@ -130,9 +138,12 @@ class Run:
         torch.manual_seed(seed + 2)  # of dropout
         dropout = self._settings.dropout
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
-            audio = encode(self._weights, self._config, mel, dropout)
+            frames = hear(self._weights, self._config, mel, dropout)
+            audio = adapt(self._weights, self._config, frames)
             logits = decode(self._weights, self._config, audio, tokens, delays, dropout)
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+            heard = phones_loss(self._weights, frames[spelt], phones, torch.from_numpy(plan.n_phones))
+        written = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        return written, heard
 
     def _rate(self) -> float:
         """Return the learning rate of this step: a warm start, then half a cosine to almost nothing."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from nano.examples import LEFT_PAD, TOKEN_SAMPLES, WORD, Examples
+from nano.examples import LEFT_PAD, TOKEN_SAMPLES, WORD, Examples, trimmed
 from nano.forward import new_weights
 from nano.listening import dev_scores, padded, word_errors, words_of
 from nano.pack import KIND, Pack, Utterance, encode_opus, read_pack, write_pack
@@ -53,6 +54,7 @@ def trained(packed: Path) -> Path:
 def test_a_batch_is_learnt_by_heart(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] > lines[-2]["loss"] and lines[-2]["loss"] < 0.01
+    assert lines[0]["phones"] > lines[-2]["phones"]
     assert lines[-1]["dev"]["by heart"]["rate"] == 0 and lines[-1]["dev"]["by heart"]["words"] > 3
 
 
@@ -61,7 +63,7 @@ def test_the_pipe_hears_what_was_learnt(tmp_path: Path, packed: Path, trained: P
     """The same words by the commands, from the model as written; packed weights are only asked to run."""
     settings = SMOKE_SETTINGS
     pack = read_pack(packed)
-    plan = Examples(pack, tokens=settings.tokens, batch=settings.batch, seed=0).plan(0)
+    plan = Examples(pack, tokens=settings.tokens, batch=settings.batch, seed=0, cuts=False).plan(0)
     sound = Sounds(pack, tokens=settings.tokens, device=CPU, disturbed=False)(plan, 0).numpy()
     model = trained / "model"
     if packing == "q4_0":
@@ -132,6 +134,38 @@ def test_examples_depend_on_seed_and_step_alone(packed: Path) -> None:
     assert not heard[:, : LEFT_PAD * TOKEN_SAMPLES].any()
     for row, delay in enumerate(first.delays.tolist()):
         assert not heard[row, -(delay + 11) * TOKEN_SAMPLES :].any()
+
+
+def test_examples_tell_the_phones_of_all_that_is_said(packed: Path) -> None:
+    pack = read_pack(packed)
+    plan = Examples(pack, tokens=160, batch=32, seed=0).plan(0)
+    assert plan.spelt.tolist() == list(range(32)) and plan.n_phones.sum() == len(plan.phones)
+    ends = plan.n_phones.cumsum()
+    for row, (first, last) in enumerate(zip((0, *ends), ends, strict=False)):
+        spelt = " ".join(pack.phones[phone - 1] for phone in plan.phones[first:last])
+        at = 0
+        for word in words_of(plan.targets[row, LEFT_PAD + int(plan.delays[row]) :].tolist()):
+            at = spelt.index(pack.pronunciations[word], at)
+    some = replace(pack, about={**pack.about, "phones": {"one": "w V n"}})
+    fewer = Examples(some, tokens=160, batch=32, seed=0).plan(0)
+    assert 0 < len(fewer.spelt) < 32 and set(fewer.phones.tolist()) <= {1, 2, 3}
+
+
+def test_a_trimmer_takes_what_is_quiet() -> None:
+    """A loud tone between quiet ones, as of fricatives: cut at the start, and sometimes at the end."""
+    levels = np.repeat([0, 300, 9000, 9000, 500, 0], 1600)
+    sound = (levels * np.sin(np.arange(len(levels)))).astype(np.int16)
+    one = Utterance("a", 50, len(sound), "four five", (3000, 8000), "me", "train", "test", "CC0", "digits")
+    seen = set()
+    for seed in range(40):
+        cut = trimmed(one, sound, np.random.default_rng(seed))
+        first, last = cut.at - one.at, cut.at - one.at + cut.samples
+        seen.add((first, last))
+        assert cut.ends is not None and cut.ends[0] == max(3000 - first, 0) and cut.ends[1] <= cut.samples
+    starts, ends = {first for first, _ in seen}, {last for _, last in seen}
+    assert starts == {1600, 3200} and ends == {6400, 8000, 9600}
+    silent = trimmed(one, np.zeros(9600, np.int16), np.random.default_rng(0))
+    assert silent == one and trimmed(replace(one, ends=None), sound, np.random.default_rng(0)).ends is None
 
 
 def test_a_pack_without_words_cannot_train(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby, product
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from asr_models import SMALL, random_tensors
 from nano.examples import EOS, PAD, WORD, answers
-from nano.forward import decode, encode, new_weights
+from nano.forward import PHONES, adapt, decode, encode, hear, new_weights, phones_loss
 from nano.front import Front
 from nano.size import NANO, SMOKE
 from nano.vocabulary import N_SPECIAL, PIECES, VOCAB_SIZE, write_vocabulary
@@ -71,13 +72,35 @@ def test_the_forward_pass_is_the_pipes(config: AsrConfig) -> None:
 
 
 def test_every_weight_is_trained() -> None:
-    weights = {name: tensor.requires_grad_() for name, tensor in new_weights(SMOKE, 0).items()}
-    assert weights.keys() == (encoder_shapes(SMOKE) | decoder_shapes(SMOKE)).keys()
-    embeds = encode(weights, SMOKE, Front(SMOKE.audio, CPU)(noise(1, 50)))
+    weights = {name: tensor.requires_grad_() for name, tensor in new_weights(SMOKE, 0, 5).items()}
+    extra = {f"{PHONES}.{part}" for part in ("weight", "bias")}
+    assert weights.keys() - extra == (encoder_shapes(SMOKE) | decoder_shapes(SMOKE)).keys()
+    frames = hear(weights, SMOKE, Front(SMOKE.audio, CPU)(noise(1, 50)))
+    embeds = adapt(weights, SMOKE, frames)
     logits = decode(weights, SMOKE, embeds, torch.zeros(1, 50, dtype=torch.int64), torch.tensor([6]))
-    logits.logsumexp(-1).sum().backward()
+    heard = phones_loss(weights, frames, torch.tensor([1, 5, 2]), torch.tensor([3]))
+    (heard + logits.logsumexp(-1).sum()).backward()
     for name, tensor in weights.items():
         assert tensor.grad is not None and tensor.grad.abs().sum() > 0, name
+
+
+def test_phones_may_come_at_any_time_in_their_order() -> None:
+    """Against the sum over all ways to spread them over the frames; rows without phones count as well."""
+    weights = {f"{PHONES}.weight": torch.eye(3), f"{PHONES}.bias": torch.tensor([0.1, -0.2, 0.0])}
+    frames = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0))
+    said = [[1, 2], [], [2, 2]]
+    expected = 0.0
+    for row, phones in zip(frames, said, strict=True):
+        chances = (row + weights[f"{PHONES}.bias"]).softmax(-1)
+        total = 0.0
+        for path in product(range(3), repeat=4):
+            if [phone for phone, _ in groupby(path) if phone] == phones:
+                total += float(chances[range(4), path].prod())
+        expected -= np.log(total) / 4
+    ours = phones_loss(weights, frames, torch.tensor([1, 2, 2, 2]), torch.tensor([2, 0, 2]))
+    assert abs(float(ours) - expected) < 1e-5
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert float(phones_loss(weights, frames[:0], nothing, nothing)) == 0
 
 
 def test_new_weights_say_nothing_yet() -> None:

@@ -79,6 +79,11 @@ def test_espeak_says_the_same_by_the_seed() -> None:
     manner = Manner("en-us+klatt2", words_a_minute=150)
     first = speaker.say("one two three", manner, 5)
     assert len(first.word_starts) == 3 and speaker.rate_hz / 2 < len(first.samples) < 3 * speaker.rate_hz
+    assert speaker.phones("six") == ["s", "I", "k", "s"] and speaker.phones("four pound")[-3:] == [
+        "aU",
+        "n",
+        "d",
+    ]
     with pytest.raises(ValueError, match="no voice xx"):
         speaker.say("one", Manner("xx"), 5)
 
@@ -157,6 +162,8 @@ def test_the_same_again(tmp_path: Path, manifest: Path) -> None:
         assert one.ends is not None and len(one.ends) == len(one.text.split())
         assert one.ends[0] > 0 and list(one.ends) == sorted(one.ends) and one.ends[-1] <= one.samples
     assert held.about["credits"] == {"test": "test"}
+    assert held.pronunciations["seven"] == "s E v @ n" and set(WORDS) <= held.pronunciations.keys()
+    assert held.phones == sorted({phone for said in held.pronunciations.values() for phone in said.split()})
     assert zipfile.ZipFile(tmp_path / "one.pack").testzip() is None
 
 

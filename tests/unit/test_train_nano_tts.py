@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nano import tts_forward
 from nano.pack import Utterance, encode_opus, write_pack
 from nano.tts_codec import SUM, USAGE
 from nano.tts_descent import Descent
@@ -25,7 +26,8 @@ from tts_models import random_codes_of, random_rows
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.locate import locate_model
 from voxtral_pipes.models.checkpoint import TtsCheckpoint
-from voxtral_pipes.models.tts_shapes import tts_shapes
+from voxtral_pipes.models.codes import CODE_OFFSET
+from voxtral_pipes.models.tts_shapes import FLOW, tts_shapes
 
 CPU = torch.device("cpu")
 
@@ -62,6 +64,42 @@ def test_padding_and_drawn_numbers_leave_the_loss_alone() -> None:
     assert abs(float(both["semantic"] - mean)) < 1e-5
     first, again = (phase.loss(weights, collate(lines(), VOICE_ROWS), 3)[0] for _ in range(2))
     assert float(first) == float(again)
+
+
+def test_the_flow_leads_to_the_mean() -> None:
+    """Two answers are right for one hidden state: from any noise the head flows to what lies between."""
+    torch.manual_seed(0)
+    phase, config = SpeechPhase(SMOKE), SMOKE.flow
+    weights = {
+        name: w for name, w in speech_weights(SMOKE, 2, VOICE_ROWS, 0).items() if name.startswith(FLOW)
+    }
+    training = Training.new(weights, (), 250, 4e-3, CPU)
+    hidden = random_rows(1, config.input_dim, 0).expand(64, -1)
+    codes = torch.tensor([4, 16]).repeat(32)[:, None].expand(-1, config.acoustic_dim)  # -0.8 and 0.4
+    for seed in range(250):
+        training.learn(phase.flow_loss(training.weights, hidden, codes, torch.Generator().manual_seed(seed)))
+    x = random_rows(64, config.acoustic_dim, 9)
+    kept = torch.ones(64, dtype=torch.bool)
+    with torch.no_grad():
+        for step in range(3):
+            x = (
+                x
+                + tts_forward.velocity(training.weights, config, x, torch.full((64,), step / 3), hidden, kept)
+                / 3
+            )
+    assert (x.mean() + 0.2).abs() < 0.05 and x.std() < 0.2  # that of the answers is 0.6
+
+
+def test_some_codes_are_its_own() -> None:
+    weights, phase = speech_weights(SMOKE, 2, VOICE_ROWS, 0), SpeechPhase(SMOKE)
+    batch = collate(lines() * 40, VOICE_ROWS)
+    own = phase.own_codes(weights, batch, torch.Generator().manual_seed(0))
+    assert own.shape == batch.codes.shape and own.min() >= CODE_OFFSET
+    assert (
+        own[..., 1:].max() < CODE_OFFSET + 21 and own[..., 0].max() < CODE_OFFSET + SMOKE.codec.semantic_size
+    )
+    kept = (own == batch.codes).all(dim=-1)[:, :3].float().mean(dim=1)  # three frames of each are no filling
+    assert (kept == 1).sum() > 10 and (kept == 0).sum() > 3 and ((kept > 0) & (kept < 1)).sum() > 10
 
 
 def test_learning_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
