@@ -24,7 +24,7 @@ FOLDERS: Mapping[str, Mapping[str, str]] = {
 """By name and family, the folder in `HOME`."""
 _LIMITS = {
     ASR: "the embedded nano model listens, which knows 35 English words",
-    TTS: "the embedded nano model speaks, which says English digits and little else clearly",
+    TTS: "the embedded nano model speaks, which says digits clearly and short English sentences less so",
 }
 
 

@@ -13,7 +13,7 @@ LISTEN = f"vx-mel {CLIP} | vx-encode {{0}} | vx-decode {{0}} | vx-detok {{0}} --
 SPEAK = "echo hi | vx-tokenize {0} | vx-backbone {0} --max-frames 3 | vx-flow {0} --seed 1 | vx-codec {0}"
 LIMITS = {
     "VX_ASR_MODEL": "the embedded nano model listens, which knows 35 English words",
-    "VX_TTS_MODEL": "the embedded nano model speaks, which says English digits and little else clearly",
+    "VX_TTS_MODEL": "the embedded nano model speaks, which says digits clearly and short English sentences less so",
 }
 PIPES = [
     (LISTEN, "VX_ASR_MODEL", {"vx-encode", "vx-decode", "vx-detok"}),

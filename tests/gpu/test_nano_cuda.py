@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,24 +21,27 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 CUDA = torch.device("cuda")
-STEPS = 12
+STEPS, RATE = 12, 1e-3
 
 
-def test_a_graph_takes_the_same_steps() -> None:
+def test_a_graph_takes_the_same_steps(tmp_path: Path) -> None:
+    """Each step from the same weights: over several, a code that is chosen otherwise changes all that follows."""
     phase = CodecPhase(SMOKE.codec, SMOKE_ENCODER)
     weights = codec_weights(SMOKE.codec, SMOKE_ENCODER, 0)
     rows = [
         0.1 * torch.randn(2, 4 * SMOKE.codec.frame_samples, generator=torch.Generator().manual_seed(step))
         for step in range(STEPS)
     ]
-    replayed, plain = (Training.new(weights, (SUM, USAGE), 40, 1e-3, CUDA) for _ in range(2))
+    replayed, plain = (Training.new(weights, (SUM, USAGE), STEPS, RATE, CUDA) for _ in range(2))
     descent = Descent(replayed, lambda samples, draw: phase.loss(replayed.weights, samples, draw))
     for step, samples in enumerate(rows):
+        replayed.save(tmp_path / "step")
+        plain.load(tmp_path / "step")
         theirs = float(descent(samples, step)["total"])
-        draw = torch.Generator(CUDA).manual_seed(step)
-        loss, terms = phase.loss(plain.weights, samples.to(CUDA), draw)
+        loss, terms = phase.loss(plain.weights, samples.to(CUDA), torch.Generator(CUDA).manual_seed(step))
         plain.learn(loss)
-        assert abs(theirs - float(terms["total"])) < 0.02 * theirs
+        assert abs(theirs - float(terms["total"])) < 0.01 * theirs, step
+        for name, weight in replayed.weights.items():
+            off = (weight - plain.weights[name]).abs()
+            assert (off.median() < 0.1 * RATE and off.max() < 2.5 * RATE) or name in (SUM, USAGE), (step, name)
     assert replayed.step == plain.step == STEPS
-    for name, weight in replayed.weights.items():
-        assert (weight - plain.weights[name]).abs().max() < 0.02, name
