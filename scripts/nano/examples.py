@@ -34,6 +34,8 @@ TRIMMED = 0.3
 """Utterances cut as a trimmer of silence does that is too eager: without their f, s or th, or the end that fades."""
 QUIETEST, LOUDEST_CUT = 32.0, 15.0
 """In decibels below the loudest moment: from where to where a trimmer takes sound for silence."""
+ENDED = 0.25
+"""Examples in which some silence is fed as an end."""
 _FRAME = 160
 _SOURCES = {"fsdd": 0.2, "speech_commands": 0.5, "espeak-ng": 0.26, "asterisk_core_sounds": 0.04}
 """How often each is taken; others as often as the last.  fsdd are four men alone, whom to know by heart is no use."""
@@ -89,6 +91,20 @@ def answers(ends: Sequence[tuple[int, str]], delay: int, n_audio: int) -> Ints:
     # What follows the audio's end is zeros, as silence may be: the end can be told only where it must come.
     if out[-1] == PAD:
         out[-1] = EOS
+    return out
+
+
+def fed(answered: Ints, draw: np.random.Generator) -> Ints:
+    """Return what the decoder is fed: what was answered, and in some examples an end where nothing was said.
+
+    Ends come too early in long silence, are fed back and end nothing (asr.md section 11.2); words may follow.
+    """
+    out = answered.copy()
+    if draw.random() < ENDED:
+        first, last = sorted(draw.integers(len(out) + 1, size=2))
+        some = draw.random(len(out)) < draw.uniform(0.1, 1.1)
+        some[:first] = some[last:] = False
+        out[some & (out == PAD)] = EOS
     return out
 
 
@@ -171,7 +187,7 @@ class Examples:
             first[row], last[row], delays[row] = begin, begin + limit, delay
             out = answers(ends, delay, n_audio)
             tokens[row, 0] = BOS
-            tokens[row, LEFT_PAD + delay + 1 :] = out[:-1]
+            tokens[row, LEFT_PAD + delay + 1 :] = fed(out[:-1], draw)
             targets[row, LEFT_PAD + delay :] = out
             if all(word in self._phones for word in said):
                 spelt[row] = [phone for word in said for phone in self._phones[word]]

@@ -43,5 +43,8 @@ def test_a_graph_takes_the_same_steps(tmp_path: Path) -> None:
         assert abs(theirs - float(terms["total"])) < 0.01 * theirs, step
         for name, weight in replayed.weights.items():
             off = (weight - plain.weights[name]).abs()
-            assert (off.median() < 0.1 * RATE and off.max() < 2.5 * RATE) or name in (SUM, USAGE), (step, name)
+            assert (off.median() < 0.1 * RATE and off.max() < 2.5 * RATE) or name in (SUM, USAGE), (
+                step,
+                name,
+            )
     assert replayed.step == plain.step == STEPS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from asr_models import SMALL, random_tensors
-from nano.examples import EOS, PAD, WORD, answers
+from nano.examples import EOS, PAD, WORD, answers, fed
 from nano.forward import PHONES, adapt, decode, encode, hear, new_weights, phones_loss
 from nano.front import Front
 from nano.size import NANO, SMOKE
@@ -124,6 +124,19 @@ def test_the_vocabulary(tmp_path: Path) -> None:
     assert len(tekken.encode(" one two three")) == 3
     odd = "né 語 zeroes"
     assert b"".join(map(tekken.token_bytes, tekken.encode(odd))).decode() == odd
+
+
+def test_silence_may_be_fed_as_an_end() -> None:
+    """Words stay as they are; most examples have no such end, some have many."""
+    answered = np.full(60, PAD)
+    answered[20:22] = WORD, N_SPECIAL + 5
+    ends = []
+    for seed in range(200):
+        out = fed(answered, np.random.default_rng(seed))
+        changed = out != answered
+        assert (out[changed] == EOS).all() and not changed[20:22].any()
+        ends.append(int(changed.sum()))
+    assert 100 < ends.count(0) < 180 and max(ends) > 30
 
 
 def test_answers() -> None:
