@@ -149,7 +149,8 @@ class Espeak:
     def phones(self, text: str, voice: str = "en-us") -> list[str]:
         """Return how a voice says a text: phones by espeak-ng's names, without stress and variants."""
         self._library.espeak_SetVoiceByName(voice.encode())
-        rest = ctypes.c_void_p(ctypes.cast(ctypes.c_char_p(text.encode()), ctypes.c_void_p).value)
+        raw = ctypes.create_string_buffer(text.encode())  # the library goes through it, so it has to stay
+        rest = ctypes.c_void_p(ctypes.addressof(raw))
         said = self._library.espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _APART).decode()
         plain = (phone.strip("',%=").rstrip("#2") for phone in said.replace("_", " ").split())
         return [phone for phone in plain if phone]

@@ -37,7 +37,13 @@ QUIETEST, LOUDEST_CUT = 32.0, 15.0
 ENDED = 0.25
 """Examples in which some silence is fed as an end."""
 _FRAME = 160
-_SOURCES = {"fsdd": 0.2, "speech_commands": 0.5, "espeak-ng": 0.26, "asterisk_core_sounds": 0.04}
+_SOURCES = {
+    "fsdd": 0.18,
+    "speech_commands": 0.42,
+    "espeak-ng": 0.18,
+    "espeak-ng-foreign": 0.18,
+    "asterisk_core_sounds": 0.04,
+}
 """How often each is taken; others as often as the last.  fsdd are four men alone, whom to know by heart is no use."""
 
 Ints = npt.NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""The sound of a batch, put together and disturbed on the device: speed, gain, echo, noise, bandwidth, level."""
+"""The sound of a batch, put together and disturbed on the device: speed, gain, hiss, echo, noise, bandwidth, level."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from torch import Tensor
 from nano.examples import TOKEN_SAMPLES, Plan
 from nano.pack import Pack
 from nano.words import RATE_HZ
+
+HISSING = 0.5
+"""Rows whose recordings bring their own hiss, which begins and ends with each of them as clips put together have it."""
+LEAST_MARGIN, MOST_MARGIN = -0.01, 0.12
+"""In seconds: how long before and after its words such a recording begins and ends."""
 
 
 class Sounds:
@@ -26,6 +31,8 @@ class Sounds:
         """Return padded streams, float32 [B, N * 1280]."""
         draw = torch.Generator(self._device).manual_seed(seed)
         speech = self._placed(plan)
+        if self._disturbed:
+            speech = speech + hiss(plan, speech, draw)
         at = torch.arange(self._samples, device=self._device)
         inside = (at >= self._to(plan.first)[:, None]) & (at < self._to(plan.last)[:, None])
         if not self._disturbed:
@@ -113,3 +120,31 @@ def _power(samples: Tensor, where: Tensor) -> Tensor:
     return ((samples * where).square().sum(1, keepdim=True) / where.sum(1, keepdim=True).clamp(min=1)).clamp(
         min=math.ulp(0.0) + 1e-12
     )
+
+
+def hiss(plan: Plan, speech: Tensor, draw: torch.Generator) -> Tensor:
+    """Return noise from pink to blue, 10 to 45 dB below speech [B, samples], that is there while recordings last."""
+    batch, samples = speech.shape
+    device = speech.device
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, device=device, generator=draw)
+
+    after = plan.at + (plan.length / plan.speed).astype(np.int64)
+    margins = LEAST_MARGIN + uniform(2, len(after)) * (MOST_MARGIN - LEAST_MARGIN)
+    margins = (margins * RATE_HZ).long()
+    rows = torch.from_numpy(plan.row).to(device) * (samples + 1)
+    edges = torch.zeros(batch * (samples + 1), device=device)
+    begins, ends = (torch.from_numpy(part).to(device) for part in (plan.at, after))
+    for side, at in ((1, begins - margins[0]), (-1, ends + margins[1])):
+        edges.index_add_(0, rows + at.clamp(0, samples), edges.new_full((len(at),), side))
+    lasting = edges.view(batch, -1)[:, :-1].cumsum(1) > 0
+    rates = torch.fft.rfftfreq(samples, 1 / RATE_HZ).to(device)
+    spectrum = torch.fft.rfft(torch.randn(speech.shape, device=device, generator=draw))
+    slope = 2.5 * uniform(batch, 1) - 0.5
+    upper = torch.where(uniform(batch, 1) < 0.5, 4000, 8000)
+    spectrum = spectrum * (rates.clamp(min=40) / 1000) ** slope.div(2) * (rates < upper)
+    noise = torch.fft.irfft(spectrum, samples) * lasting
+    level = (_power(speech, speech.abs() > 1e-3) / _power(noise, lasting)).sqrt()
+    ratio = 10 ** (-(10 + 35 * uniform(batch, 1)) / 20) * (uniform(batch, 1) < HISSING)
+    return noise * level * ratio

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from nano.accents import SPELLINGS
 from nano.espeak import ACCENTS, Espeak, Manner
-from nano.pack import Utterance, encode_opus
+from nano.pack import SYNTHETIC_COMPRESSION, Utterance, encode_opus
 from nano.words import DIGITS, OTHERS, RATE_HZ, WORDS, voiced_span, word_ends
 
 Int16 = npt.NDArray[np.int16]
@@ -31,22 +32,33 @@ class Voiced:
     utterances: list[Utterance]
 
 
-def synthesise(voices: int, seed: int, jobs: int) -> Iterator[Voiced]:
-    """Have so many voices speak, each in a process of its own: what a voice says depends on its number and the seed."""
+def synthesise(voices: int, foreign: int, seed: int, jobs: int) -> Iterator[Voiced]:
+    """Have so many English and then so many foreign voices speak, each in a process of its own.
+
+    What a voice says depends on its number and the seed.
+    """
+    tasks = [(number, False, seed) for number in range(voices)] + [
+        (number, True, seed) for number in range(foreign)
+    ]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(_speak, [(number, seed) for number in range(voices)])
+        yield from pool.imap(_speak, tasks)
 
 
-def _speak(task: tuple[int, int]) -> Voiced:
-    number, seed = task
+def _speak(task: tuple[int, bool, int]) -> Voiced:
+    number, foreign, seed = task
     speaker = Espeak()
-    names = [f"{accent}+{variant}" for variant in speaker.variants() for accent in ACCENTS]
+    accents = tuple(SPELLINGS) if foreign else ACCENTS
+    names = [f"{accent}+{variant}" for variant in speaker.variants() for accent in accents]
     random.Random(seed).shuffle(names)
     voice = names[number % len(names)]
-    draw = random.Random(f"{seed} {number}")
-    texts = [*WORDS, *draw.choices(DIGITS, k=_MORE_DIGITS), *draw.sample(OTHERS, _OTHERS)]
+    spelt = SPELLINGS.get(voice.partition("+")[0], {})
+    draw = random.Random(f"{seed} {number} foreign" if foreign else f"{seed} {number}")
+    texts = [*WORDS, *draw.choices(DIGITS, k=_MORE_DIGITS)]
+    if not foreign:
+        texts += draw.sample(OTHERS, _OTHERS)
     texts += [" ".join(draw.choices(DIGITS, k=draw.randint(3, 7))) for _ in range(_STRINGS)]
-    sound = f"synthetic/{number:03}.opus"
+    source = "espeak-ng-foreign" if foreign else "espeak-ng"
+    sound = f"{'foreign' if foreign else 'synthetic'}/{number:03}.opus"
     pieces: list[Int16] = []
     utterances = []
     at = 0
@@ -59,16 +71,18 @@ def _speak(task: tuple[int, int]) -> Voiced:
             pitch_range=draw.randint(20, 80),
             gap=draw.randint(0, 4) if connected else 0,
         )
-        samples, ends = _say(speaker, text, manner, draw.getrandbits(31))
+        said = " ".join(spelt.get(word, word) for word in text.split())
+        samples, ends = _say(speaker, said, manner, draw.getrandbits(31))
         pieces.append(samples)
         utterances.append(
             Utterance(
-                sound, at, len(samples), text, ends, f"espeak {voice}", "train", "espeak-ng", "none",
+                sound, at, len(samples), text, ends, f"espeak {voice}", "train", source, "none",
                 "digits" if connected else "digit" if text in DIGITS else "word",
             )
         )  # fmt: skip
         at += len(samples)
-    return Voiced(sound, encode_opus(np.concatenate(pieces), RATE_HZ, number), utterances)
+    stream = encode_opus(np.concatenate(pieces), RATE_HZ, number, SYNTHETIC_COMPRESSION)
+    return Voiced(sound, stream, utterances)
 
 
 def _say(speaker: Espeak, text: str, manner: Manner, seed: int) -> tuple[Int16, tuple[int, ...] | None]:

@@ -15,7 +15,7 @@ from nano.forward import new_weights
 from nano.listening import dev_scores, padded, word_errors, words_of
 from nano.pack import KIND, Pack, Utterance, encode_opus, read_pack, write_pack
 from nano.size import NANO, SMOKE
-from nano.sounds import Sounds
+from nano.sounds import Sounds, hiss
 from nano.state import State, load_state, save_state
 from nano.training import SMOKE_SETTINGS
 from nano.words import DIGITS
@@ -38,7 +38,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"{name}\tme\t{split}\t{text}\ttest\tCC0\t{kind}")
     (folder / "manifest.tsv").write_text("\n".join(rows) + "\n")
     path = folder / "nano.pack"
-    done = script("pack-nano-asr", "-o", path, "--voices", "2", "--jobs", "1", folder / "manifest.tsv")
+    done = script(
+        "pack-nano-asr", "-o", path, "--voices", "2", "--foreign", "1", "--jobs", "1", folder / "manifest.tsv"
+    )
     assert done.returncode == 0, done.stderr
     return path
 
@@ -135,6 +137,28 @@ def test_examples_depend_on_seed_and_step_alone(packed: Path) -> None:
     assert not heard[:, : LEFT_PAD * TOKEN_SAMPLES].any()
     for row, delay in enumerate(first.delays.tolist()):
         assert not heard[row, -(delay + 11) * TOKEN_SAMPLES :].any()
+
+
+def test_hiss_lasts_as_long_as_its_recording(packed: Path) -> None:
+    """Some 100 ms around each, over all of it, between 10 and 45 dB below what is said in the row."""
+    pack = read_pack(packed)
+    plan = Examples(pack, tokens=160, batch=32, seed=0).plan(1)
+    speech = Sounds(pack, tokens=160, device=CPU, disturbed=False)(plan, 0)
+    noise = hiss(plan, speech, torch.Generator().manual_seed(0)).numpy()
+    near = np.zeros(noise.shape, bool)
+    margin = int(0.12 * 16000)
+    hissing = np.abs(noise).max(axis=1) > 0
+    assert 8 < hissing.sum() < 24
+    for row, at, length, speed in zip(plan.row, plan.at, plan.length, plan.speed, strict=True):
+        near[row, max(0, at - margin) : at + int(length / speed) + margin] = True
+        if hissing[row]:
+            inside = noise[row, at + 200 : at + int(length / speed) - 200]
+            assert (inside != 0).mean() > 0.999
+    assert not noise[~near].any()
+    for row in np.flatnonzero(hissing):
+        said = speech[row].numpy()
+        levels = [np.square(part).mean() for part in (said[abs(said) > 1e-3], noise[row][noise[row] != 0])]
+        assert 9.5 < 10 * np.log10(levels[0] / levels[1]) < 45.5
 
 
 def test_examples_tell_the_phones_of_all_that_is_said(packed: Path) -> None:

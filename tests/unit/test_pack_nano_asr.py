@@ -147,7 +147,7 @@ def manifest(tmp_path: Path) -> Path:
 
 def test_the_same_again(tmp_path: Path, manifest: Path) -> None:
     for name in ("one.pack", "two.pack"):
-        done = pack("-o", tmp_path / name, "--voices", "1", manifest)
+        done = pack("-o", tmp_path / name, "--voices", "1", "--foreign", "1", manifest)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "one.pack").read_bytes() == (tmp_path / "two.pack").read_bytes()
     assert "train espeak-ng digits" in done.stdout
@@ -157,8 +157,12 @@ def test_the_same_again(tmp_path: Path, manifest: Path) -> None:
         ("one", (4800,), "train"), ("one two", None, "dev"), ("", (), "train"),
     ]  # fmt: skip
     spoken = [one for one in held.utterances if one.source == "espeak-ng"]
-    assert set(WORDS) <= {one.text for one in spoken}
-    for one in spoken:
+    foreign = [one for one in held.utterances if one.source == "espeak-ng-foreign"]
+    assert set(WORDS) <= {one.text for one in spoken} and not {one.speaker for one in foreign} & {
+        one.speaker for one in spoken
+    }
+    assert set(WORDS) == {word for one in foreign for word in one.text.split()}
+    for one in spoken + foreign:
         assert one.ends is not None and len(one.ends) == len(one.text.split())
         assert one.ends[0] > 0 and list(one.ends) == sorted(one.ends) and one.ends[-1] <= one.samples
     assert held.about["credits"] == {"test": "test"}
@@ -169,15 +173,15 @@ def test_the_same_again(tmp_path: Path, manifest: Path) -> None:
 
 def test_what_cannot_be_packed(tmp_path: Path, manifest: Path) -> None:
     out = tmp_path / "out.pack"
-    done = pack("-o", out, "--voices", "0", "--max-mib", "0.01", manifest)
+    done = pack("-o", out, "--voices", "0", "--foreign", "0", "--max-mib", "0.01", manifest)
     assert done.returncode == 1 and "MiB of sound are more than 0.01" in done.stderr and not out.exists()
     buffer = io.BytesIO()
     soundfile.write(buffer, tones((100, 300), length_ms=400), 8000, format="WAV")
     (tmp_path / "a.wav").write_bytes(buffer.getvalue())
-    done = pack("-o", out, "--voices", "0", manifest)
+    done = pack("-o", out, "--voices", "0", "--foreign", "0", manifest)
     assert done.returncode == 1 and "a.wav: a sound has 8000 samples a second" in done.stderr
     manifest.write_text("path\ttranscript\na.wav\tone\n")
-    done = pack("-o", out, "--voices", "0", manifest)
+    done = pack("-o", out, "--voices", "0", "--foreign", "0", manifest)
     assert done.returncode == 1 and "no column 'speaker'" in done.stderr
 
 
