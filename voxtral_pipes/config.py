@@ -19,6 +19,8 @@ TTS_FRAME_TICKS = 1920
 MAX_FRAMES = 2048
 """Frames of a stream unless the user says otherwise: 163.84 s, the reference's cap."""
 MAX_EULER_STEPS = 1000
+GUIDANCE = 1.2
+"""Weight of the text against no text in the flow head, unless the user says otherwise (tts.md section 6)."""
 
 
 def exact_div(total: int, part: int, what: str) -> int:

@@ -21,7 +21,7 @@ import torch
 from benchmarks.memory import precision, stage_memory
 from benchmarks.pipe import speaking
 from benchmarks.report import machine, median, peak_gb, percentile, show, synchronize
-from voxtral_pipes.config import TTS_FRAME_TICKS, TTS_RATE_HZ, TtsConfig
+from voxtral_pipes.config import GUIDANCE, TTS_FRAME_TICKS, TTS_RATE_HZ, TtsConfig
 from voxtral_pipes.formats.locate import locate_model
 from voxtral_pipes.kernels import dispatch
 from voxtral_pipes.kernels.precision import pick_precision
@@ -40,7 +40,6 @@ ROOT = Path(__file__).resolve().parents[2]
 FRAME_MS = 1000 * TTS_FRAME_TICKS / TTS_RATE_HZ
 TEXT_TOKENS = 20
 LINES = ("The first line warms the pipe.", "The quick brown fox jumps over the lazy dog.")
-GUIDANCE = 1.2
 
 
 class Opened:

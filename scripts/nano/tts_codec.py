@@ -76,16 +76,18 @@ def bounded(acoustic: Tensor) -> Tensor:
     return _RANGE * acoustic.float().tanh()
 
 
-def levels(config: CodecConfig, values: Tensor) -> Tensor:
-    """Round values in -1 to 1 to levels 0 to 20, int64; ties to even, as the flow head does."""
-    half = (config.acoustic_levels - 1) / 2
+def levels(count: int, values: Tensor) -> Tensor:
+    """Round values in -1 to 1 to so many levels from 0 on, int64; ties to even, as the flow head does."""
+    half = (count - 1) / 2
     return torch.round(half * (values.clamp(-1, 1) + 1)).to(torch.int64)
 
 
 def codes_of(weights: Weights, config: CodecConfig, latents: Tensor) -> Tensor:
     """Quantise latents [B, n, ...] to codes int64 [B, n, 37], offset included."""
     semantic, acoustic = latents.split((config.semantic_dim, config.acoustic_dim), dim=-1)
-    bare = torch.cat((nearest(weights, semantic)[..., None], levels(config, bounded(acoustic))), dim=-1)
+    bare = torch.cat(
+        (nearest(weights, semantic)[..., None], levels(config.acoustic_levels, bounded(acoustic))), dim=-1
+    )
     return bare + CODE_OFFSET
 
 
@@ -111,7 +113,7 @@ def quantise(weights: Weights, config: CodecConfig, latents: Tensor, noise: Tens
     chosen = nearest(weights, semantic.detach())
     entries = book(weights)[chosen]
     values = bounded(acoustic)
-    rounded = levels(config, values).float() * 2 / (config.acoustic_levels - 1) - 1
+    rounded = levels(config.acoustic_levels, values).float() * 2 / (config.acoustic_levels - 1) - 1
     if noise is not None:
         rounded = (rounded + noise).clamp(-1, 1)
     return Quantised(

@@ -19,7 +19,7 @@ from nano.tts_losses import wave_losses
 from nano.tts_pack import Speech
 from nano.tts_size import EncoderSize
 from nano.tts_weights import VOICES
-from voxtral_pipes.config import CodecConfig, TtsConfig
+from voxtral_pipes.config import GUIDANCE, CodecConfig, TtsConfig
 from voxtral_pipes.models.codes import CODE_OFFSET, END_AUDIO
 
 COMMITMENT, BOOK_DECAY = 0.25, 0.95
@@ -37,8 +37,6 @@ TIMES = 2
 """Times at which the flow of each frame is learnt, besides the first one."""
 SEMANTIC = 0.05
 """What a semantic code counts beside the squared error of acoustic values: the codec hears little of it."""
-GUIDANCE = 1.2
-"""As vx-flow takes it."""
 
 Weights = Mapping[str, Tensor]
 _IGNORED = -100
@@ -189,9 +187,8 @@ class SpeechPhase:
             )
             for kept in (False, True)
         )
-        half = (config.acoustic_levels - 1) / 2
-        values = (x + GUIDANCE * guided + (1 - GUIDANCE) * free).clamp(-1, 1)
-        acoustic = torch.round(half * (values + 1)).long().view(*read.shape[:2], -1) + CODE_OFFSET
+        values = x + GUIDANCE * guided + (1 - GUIDANCE) * free
+        acoustic = tts_codec.levels(config.acoustic_levels, values).view(*read.shape[:2], -1) + CODE_OFFSET
         own = torch.cat((semantic[..., None], acoustic), dim=-1)
         share = (1.6 * torch.rand(len(own), 1, generator=draw, device=device) - 0.4).clamp(0, 1)
         taken = torch.rand(own.shape[:2], generator=draw, device=device) < share

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
-from voxtral_pipes.config import MAX_EULER_STEPS, TTS_RATE_HZ
+from voxtral_pipes.config import GUIDANCE, MAX_EULER_STEPS, TTS_RATE_HZ
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.family import TTS
 
@@ -47,8 +47,8 @@ def parser() -> Parser:
         help="Euler steps a frame: fewer are faster, more are better (7, or what the model says)",
     )  # fmt: skip
     group.add_argument(
-        "--cfg", type=_guidance, metavar="A", default=1.2,
-        help="weight of the text against no text: v = A v(text) + (1 - A) v(none) (1.2)",
+        "--cfg", type=_guidance, metavar="A", default=GUIDANCE,
+        help="weight of the text against no text: v = A v(text) + (1 - A) v(none) (%(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--seed", type=_seed, metavar="S",

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from voxtral_pipes.config import TTS_FRAME_TICKS, FlowConfig
+from voxtral_pipes.config import GUIDANCE, TTS_FRAME_TICKS, FlowConfig
 from voxtral_pipes.errors import BadInputError, VoxError
 from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.models.codes import END_AUDIO
@@ -43,7 +43,7 @@ class FlowOptions:
     """What the user may choose."""
 
     steps: int = 7
-    guidance: float = 1.2
+    guidance: float = GUIDANCE
     seed: int = 0
     noise: npt.NDArray[np.float32] | None = None
     """[frames, acoustic_dim] instead of what the seed would give; for one stream."""
