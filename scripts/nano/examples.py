@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nano.pack import Int16, Pack, Utterance
 from nano.vocabulary import N_SPECIAL, PIECES
-from nano.words import DIGITS, RATE_HZ, WORDS, is_known
+from nano.words import DIGITS, FRAME, RATE_HZ, WORDS, is_known
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.tekken import PUBLISHED_SPECIAL
 
@@ -36,15 +36,23 @@ QUIETEST, LOUDEST_CUT = 32.0, 15.0
 """In decibels below the loudest moment: from where to where a trimmer takes sound for silence."""
 ENDED = 0.25
 """Examples in which some silence is fed as an end."""
-_FRAME = 160
 _SOURCES = {
-    "fsdd": 0.18,
-    "speech_commands": 0.42,
-    "espeak-ng": 0.18,
-    "espeak-ng-foreign": 0.18,
-    "asterisk_core_sounds": 0.04,
+    "digits": {
+        "fsdd": 0.16,
+        "speech_commands": 0.25,
+        "espeak-ng": 0.23,
+        "espeak-ng-foreign": 0.32,
+        "asterisk_core_sounds": 0.04,
+    },
+    "words": {
+        "speech_commands": 0.56,
+        "espeak-ng": 0.2,
+        "espeak-ng-foreign": 0.2,
+        "asterisk_core_sounds": 0.04,
+    },
 }
 """How often each is taken; others as often as the last.  fsdd are four men alone, whom to know by heart is no use."""
+_RARE = 0.04
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -116,13 +124,13 @@ def fed(answered: Ints, draw: np.random.Generator) -> Ints:
 
 def trimmed(one: Utterance, samples: Int16, draw: np.random.Generator) -> Utterance:
     """Leave out the beginning of an utterance that is quieter than drawn, and half of the time such an end."""
-    whole = len(samples) // _FRAME
-    level = np.square(samples[: whole * _FRAME].reshape(whole, _FRAME).astype(np.float32)).mean(axis=1)
+    whole = len(samples) // FRAME
+    level = np.square(samples[: whole * FRAME].reshape(whole, FRAME).astype(np.float32)).mean(axis=1)
     loud = np.flatnonzero(level > level.max(initial=0) * 10 ** (-draw.uniform(LOUDEST_CUT, QUIETEST) / 10))
     if not len(loud) or one.ends is None:
         return one
-    first = int(loud[0]) * _FRAME
-    last = (int(loud[-1]) + 1) * _FRAME if draw.random() < 0.5 else len(samples)
+    first = int(loud[0]) * FRAME
+    last = (int(loud[-1]) + 1) * FRAME if draw.random() < 0.5 else len(samples)
     ends = tuple(min(max(end - first, 0), last - first) for end in one.ends)
     return replace(one, at=one.at + first, samples=last - first, ends=ends)
 
@@ -238,7 +246,8 @@ class Examples:
         sources = [source for known, source in self._pools if known == kind]
         if not sources:
             return None
-        weights = np.array([_SOURCES.get(source, 0.05) for source in sources])
+        shares = _SOURCES["digits" if kind == "digits" else "words"]
+        weights = np.array([shares.get(source, _RARE) for source in sources])
         return sources[draw.choice(len(sources), p=weights / weights.sum())]
 
     def _one_speaker(self, draw: np.random.Generator, kind: str) -> list[Utterance] | None:

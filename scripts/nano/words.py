@@ -33,7 +33,8 @@ OTHERS = (
 )  # fmt: skip
 """Words that it must not take for its own; none sounds the same as one of those."""
 
-_FRAME = 160
+FRAME = RATE_HZ // 100
+"""10 ms: what loudness is measured over."""
 _TOP_DB, _ABOVE_NOISE_DB = 35.0, 10.0
 
 
@@ -48,17 +49,17 @@ def voiced_span(samples: Int16) -> tuple[int, int]:
     A frame of 10 ms counts that is no more than 35 dB below the loudest, and clearly above the quietest tenth; one
     alone is a click.  All of a recording in which nothing stands out.
     """
-    n_frames = len(samples) // _FRAME
+    n_frames = len(samples) // FRAME
     if n_frames < 3:
         return 0, len(samples)
-    frames = samples[: n_frames * _FRAME].reshape(n_frames, _FRAME).astype(np.float64)
+    frames = samples[: n_frames * FRAME].reshape(n_frames, FRAME).astype(np.float64)
     level = 10 * np.log10(np.square(frames).mean(axis=1) + 1)
     noise, peak = np.quantile(level, 0.1), level.max()
     loud = level > max(peak - _TOP_DB, noise + min(_ABOVE_NOISE_DB, (peak - noise) / 3))
     steady = np.flatnonzero(loud[1:] & loud[:-1])
     if not len(steady):
         return 0, len(samples)
-    return int(steady[0]) * _FRAME, (int(steady[-1]) + 2) * _FRAME
+    return int(steady[0]) * FRAME, (int(steady[-1]) + 2) * FRAME
 
 
 def word_ends(samples: Int16, starts: tuple[int, ...]) -> tuple[int, ...]:
