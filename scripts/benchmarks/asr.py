@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from benchmarks.asr_transformers import transformers_run
 from benchmarks.memory import precision, stage_memory
 from benchmarks.pipe import hearing
+from benchmarks.products import Products, seconds_of
 from benchmarks.report import machine, median, peak_gb, percentile, show, synchronize
 from voxtral_pipes.config import AsrConfig, AudioConfig
 from voxtral_pipes.formats.frame import Frame
@@ -219,9 +220,28 @@ def piped_file(path: str, device: str, dtype: str, audio: np.ndarray) -> dict[st
         return {
             "wall s": total,
             "start to first token s": first or float("nan"),
+            "first token to last s": total - (first or float("nan")),
             "tokens": lines,
             **pipe.wait(),
         }
+
+
+def recorded_products(model: Loaded, audio: np.ndarray) -> dict[str, Products]:
+    """Run the stages over a whole file and return the products of each."""
+    made = {"encoder": Products(), "decoder": Products()}
+    mel_frames = mel_of(audio, live=False)
+    with made["encoder"]:
+        embeds = list(Drive(model.encode, mel_frames).run())
+    with made["decoder"]:
+        for _ in Drive(model.decode, embeds).run():
+            pass
+    return made
+
+
+def times_of(products: Mapping[str, Products]) -> dict[str, float]:
+    """Time the products of each stage, and of all."""
+    times = {f"{name} s": seconds_of(part.made) for name, part in products.items()}
+    return {**times, "sum s": sum(times.values())}
 
 
 def piped_live(path: str, device: str, dtype: str, audio: np.ndarray, delay_tokens: int) -> dict[str, float]:
@@ -291,7 +311,9 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=("auto", "f32", "bf16"))
     parser.add_argument("--no-pipes", action="store_true", help="measure inside one process only")
     parser.add_argument(
-        "--compare", choices=("transformers",), help="time transformers' generate() in the same run"
+        "--compare",
+        choices=("transformers", "products"),
+        help="time in the same run: transformers' generate(), or our own matrix products and nothing else (CPU)",
     )
     parser.add_argument(
         "--memory-seconds", type=float,
@@ -317,6 +339,8 @@ def main(arguments: list[str]) -> int:
 def measure(args: argparse.Namespace, path: str) -> dict[str, dict[str, Any]]:
     """Run what was asked for and return the figures by section."""
     device = dispatch.pick_device(args.device)
+    if args.compare == "products" and device.type != "cpu":
+        raise SystemExit("--compare products: on a CPU only; on a GPU a step is one graph")
     results: dict[str, dict[str, Any]] = {"machine": machine()}
     opened = Opened(path, device, args.dtype)
     how = opened.precision
@@ -336,6 +360,7 @@ def measure(args: argparse.Namespace, path: str) -> dict[str, dict[str, Any]]:
     if args.live_seconds:
         live = noise(args.live_seconds)
         results[f"one process, live, paced, {how}"] = live_ticks(model, live, paced=True)
+    products = recorded_products(model, audio) if args.compare == "products" else {}
     del model
     if args.compare == "transformers":
         mel = mel_of(audio, live=False)
@@ -344,8 +369,14 @@ def measure(args: argparse.Namespace, path: str) -> dict[str, dict[str, Any]]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     if not args.no_pipes:
+        before = times_of(products)
         piped = piped_file(path, args.device, args.dtype, audio)
         results[f"real pipes, file of {args.seconds:g} s, {how}"] = piped
+        if products:
+            results["its bare products, before and after it"] = {
+                name: {"before": first, "after": then}
+                for (name, first), then in zip(before.items(), times_of(products).values(), strict=True)
+            }
         if args.live_seconds:
             results[f"real pipes, live, paced, {how}"] = piped_live(path, args.device, args.dtype, live, 6)
     return results

@@ -6,6 +6,8 @@ import sys
 from typing import Any
 
 import pytest
+import torch
+from benchmarks.products import Products, seconds_of
 from processes import ROOT, WAIT_S, environment
 
 
@@ -78,3 +80,26 @@ def test_synthesis(form: str, precision: str) -> None:
     assert list(figures) == [f"{part}, weights in the file GB" for part in parts]
     assert min(figures.values()) > 0
     assert sections[f"one process, n = 1, {precision}"]["flow ms a frame"] > 0
+
+
+def test_bare_products_beside_a_pipe() -> None:
+    sections = bench(
+        "asr", "--format", "gguf-q4", "--dtype", "bf16", "--seconds", "1", "--live-seconds", "0", "--repeat", "1",
+        "--compare", "products",
+    )  # fmt: skip
+    assert sections["real pipes, file of 1 s, Q4_0 weights, bf16"]["first token to last s"] > 0
+    figures = sections["its bare products, before and after it"]
+    assert list(figures) == ["encoder s", "decoder s", "sum s"]
+    for name, both in figures.items():
+        assert both.keys() == {"before", "after"} and min(both.values()) > 0, name
+
+
+def test_products_are_remembered_and_made_again() -> None:
+    """Convolutions, sums and norms are none; a made-up product counts as often as it was made."""
+    made = Products()
+    x, weight = torch.randn(3, 8), torch.randn(5, 8)
+    with torch.inference_mode(), made:
+        for _ in range(2):
+            torch.nn.functional.linear(x, weight).exp().sum()
+    assert len(made.made) == 2 and torch.equal(made.made[0](), x @ weight.T)
+    assert seconds_of(made.made) > 0
