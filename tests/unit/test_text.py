@@ -73,6 +73,13 @@ def test_what_is_no_utf8_is_named(data: bytes, place: str) -> None:
         decode(data, 7)
 
 
+def test_a_byte_order_mark_is_no_text_where_the_input_begins() -> None:
+    assert decode(b"\xef\xbb\xbfhi", 1) == "hi"
+    assert decode(b"hi\xef\xbb\xbf", 1) == "hi\ufeff" and decode(b"\xef\xbb\xbfhi", 2) == "\ufeffhi"
+    with pytest.raises(BadInputError, match=r"line 1, byte 5 \(0xff\)"):
+        decode(b"\xef\xbb\xbfa\xff", 1)
+
+
 def test_blank_is_white_space_alone() -> None:
     assert all(is_blank(text) for text in ("", " ", "\t \n", "\u3000\u00a0"))
     assert not any(is_blank(text) for text in (".", "\x00", "\x1b", "\u200b"))

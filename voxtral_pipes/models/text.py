@@ -5,6 +5,7 @@ Carried between calls: the bytes of a line, or of a whole text, that has not end
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator
 
@@ -86,16 +87,20 @@ def whole(pieces: Iterable[bytes]) -> bytes:
 def decode(data: bytes, first_line: int) -> str:
     """Decode UTF-8 that begins at the start of line `first_line`; nothing is normalised.
 
+    A byte order mark before all of it is no text (RFC 3629, section 6), and would be spoken as some.
+
     Raises:
         BadInputError: it is no UTF-8; the message names line and byte, both from 1.
     """
+    marked = len(codecs.BOM_UTF8) if first_line == 1 and data.startswith(codecs.BOM_UTF8) else 0
     try:
-        return data.decode()
+        return data[marked:].decode()
     except UnicodeDecodeError as error:
-        line = first_line + data.count(b"\n", 0, error.start)
-        byte = error.start - data.rfind(b"\n", 0, error.start)
+        at = marked + error.start
+        line = first_line + data.count(b"\n", 0, at)
+        byte = at - data.rfind(b"\n", 0, at)
         raise BadInputError(
-            f"line {line}, byte {byte} (0x{data[error.start]:02x}): this is not UTF-8; convert the text with iconv(1)"
+            f"line {line}, byte {byte} (0x{data[at]:02x}): this is not UTF-8; convert the text with iconv(1)"
         ) from error
 
 
