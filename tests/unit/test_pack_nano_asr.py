@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from nano.accents import SPELLINGS
 from nano.espeak import Espeak, Manner
 from nano.ogg import with_serial
 from nano.pack import KIND, Utterance, decode, encode_opus, read_pack, write_pack
@@ -169,6 +170,15 @@ def test_the_same_again(tmp_path: Path, manifest: Path) -> None:
     assert held.pronunciations["seven"] == "s E v @ n" and set(WORDS) <= held.pronunciations.keys()
     assert held.phones == sorted({phone for said in held.pronunciations.values() for phone in said.split()})
     assert zipfile.ZipFile(tmp_path / "one.pack").testzip() is None
+
+
+@pytest.mark.parametrize("language", SPELLINGS)
+def test_foreign_voices_read_words_and_do_not_spell_them(language: str) -> None:
+    """Letter by letter, or with the name of a sign, 35 words would take longer, and be other words than these."""
+    speaker = Espeak()
+    spoken = speaker.say(" ".join(SPELLINGS[language].values()), Manner(f"{language}+m3"))
+    assert len(spoken.word_starts) == len(WORDS)
+    assert len(spoken.samples) < 12 * speaker.rate_hz
 
 
 def test_what_cannot_be_packed(tmp_path: Path, manifest: Path) -> None:
