@@ -31,13 +31,11 @@ class Sounds:
         """Return padded streams, float32 [B, N * 1280]."""
         draw = torch.Generator(self._device).manual_seed(seed)
         speech = self._placed(plan)
-        if self._disturbed:
-            speech = speech + hiss(plan, speech, draw)
         at = torch.arange(self._samples, device=self._device)
         inside = (at >= self._to(plan.first)[:, None]) & (at < self._to(plan.last)[:, None])
         if not self._disturbed:
             return speech * inside
-        return self._disturb(speech, inside, draw)
+        return self._disturb(speech + hiss(plan, speech, draw), inside, draw)
 
     def _placed(self, plan: Plan) -> Tensor:
         """Add each utterance to its row, at its speed (linear between samples)."""
