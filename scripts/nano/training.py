@@ -48,7 +48,7 @@ class Settings:
 
 
 SMOKE_SETTINGS = Settings(
-    steps=300, batch=8, tokens=66, rate=4e-3, warm_steps=20, decay=0.0, dropout=0.0, smoke=True
+    steps=200, batch=8, tokens=66, rate=4e-3, warm_steps=20, decay=0.0, dropout=0.0, smoke=True
 )
 
 
