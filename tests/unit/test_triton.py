@@ -135,7 +135,7 @@ def test_sums_of_packed_rows(cases: Cases, n_in: int, n_out: int, sums: int, cou
     ("heads", "groups", "width", "n_in", "capacity", "window", "positions", "steps", "run"),
     odd_and(
         [
-            (6, 2, 16, 96, 12, 9, 18, 1, 4),
+            (6, 2, 16, 96, 20, 15, 28, 1, 4),
             (3, 3, 32, 64, 24, 9, 40, 4, 0),
             (3, 3, 16, 96, 24, 20, 36, 4, 32),
             (4, 2, 16, 40, 12, 5, 21, 7, 0),
