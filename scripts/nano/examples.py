@@ -42,17 +42,16 @@ _SOURCES = {
         "speech_commands": 0.25,
         "espeak-ng": 0.23,
         "espeak-ng-foreign": 0.32,
-        "asterisk_core_sounds": 0.04,
     },
     "words": {
         "speech_commands": 0.56,
         "espeak-ng": 0.2,
         "espeak-ng-foreign": 0.2,
-        "asterisk_core_sounds": 0.04,
     },
 }
-"""How often each is taken; others as often as the last.  fsdd are four men alone, whom to know by heart is no use."""
+"""How often each is taken, by kind.  fsdd are four men alone, whom to know by heart is no use."""
 _RARE = 0.04
+"""How often any other source is."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -87,6 +86,11 @@ class Plan:
     """Rows all of whose phones are known."""
     n_phones: Ints
     """In each of them."""
+
+    @property
+    def heard(self) -> Ints:
+        """How long each utterance lasts at its speed, in samples."""
+        return (self.length / self.speed).astype(np.int64)
 
 
 def answers(ends: Sequence[tuple[int, str]], delay: int, n_audio: int) -> Ints:

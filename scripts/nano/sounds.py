@@ -44,7 +44,7 @@ class Sounds:
         if not len(plan.row):
             return out.view(batch, -1)
         # One after the other, as long as each is: a batch side by side would be mostly filling.
-        counts = (plan.length / plan.speed).astype(np.int64)
+        counts = plan.heard
         total = int(counts.sum())
         owner = torch.repeat_interleave(self._to(counts), output_size=total)
         steps = torch.arange(total, device=self._device) - self._to(np.cumsum(counts) - counts)[owner]
@@ -71,7 +71,7 @@ class Sounds:
         def some(share: float) -> Tensor:
             return uniform(0, 1) < share
 
-        rates = torch.fft.rfftfreq(self._samples, 1 / RATE_HZ).to(self._device)
+        rates = _rates(self._samples, self._device)
         # Echo: a decaying noise of 50 to 700 ms, up to as loud as the direct sound.
         decay = torch.arange(RATE_HZ // 2, device=self._device) / RATE_HZ
         echo = torch.randn(batch, len(decay), device=self._device, generator=draw)
@@ -91,8 +91,8 @@ class Sounds:
         band = torch.sigmoid((upper - rates) / 60) * torch.sigmoid((rates - lower) / 15)
         # Noise of any colour, between white and brown, or a recorded one; 5 to 45 dB below the speech, or none.
         slope = uniform(-2.0, 0.2)
-        noise = torch.fft.rfft(torch.randn(speech.shape, device=self._device, generator=draw))
-        noise = torch.fft.irfft(noise * (rates.clamp(min=40) / 1000) ** (slope / 2), self._samples)
+        white = torch.randn(speech.shape, device=self._device, generator=draw)
+        noise = torch.fft.irfft(_coloured(white, slope), self._samples)
         if self._noise is not None:
             starts = (uniform(0, 1) * (len(self._noise) - self._samples)).long().clamp(min=0)
             span = (starts + torch.arange(self._samples, device=self._device)) % len(self._noise)
@@ -113,6 +113,17 @@ class Sounds:
         return torch.from_numpy(values).to(self._device)
 
 
+def _rates(samples: int, device: torch.device) -> Tensor:
+    """Return the frequencies of a spectrum, in Hz."""
+    return torch.fft.rfftfreq(samples, 1 / RATE_HZ).to(device)
+
+
+def _coloured(white: Tensor, slope: Tensor) -> Tensor:
+    """Return the spectrum of noise [B, samples] whose power goes with the frequency to `slope` [B, 1]."""
+    rates = _rates(white.shape[1], white.device)
+    return torch.fft.rfft(white) * (rates.clamp(min=40) / 1000) ** (slope / 2)
+
+
 def _power(samples: Tensor, where: Tensor) -> Tensor:
     """Return the mean square over some samples of each row, [B, 1]."""
     return ((samples * where).square().sum(1, keepdim=True) / where.sum(1, keepdim=True).clamp(min=1)).clamp(
@@ -128,7 +139,7 @@ def hiss(plan: Plan, speech: Tensor, draw: torch.Generator) -> Tensor:
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, device=device, generator=draw)
 
-    after = plan.at + (plan.length / plan.speed).astype(np.int64)
+    after = plan.at + plan.heard
     margins = LEAST_MARGIN + uniform(2, len(after)) * (MOST_MARGIN - LEAST_MARGIN)
     margins = (margins * RATE_HZ).long()
     rows = torch.from_numpy(plan.row).to(device) * (samples + 1)
@@ -137,12 +148,11 @@ def hiss(plan: Plan, speech: Tensor, draw: torch.Generator) -> Tensor:
     for side, at in ((1, begins - margins[0]), (-1, ends + margins[1])):
         edges.index_add_(0, rows + at.clamp(0, samples), edges.new_full((len(at),), side))
     lasting = edges.view(batch, -1)[:, :-1].cumsum(1) > 0
-    rates = torch.fft.rfftfreq(samples, 1 / RATE_HZ).to(device)
-    spectrum = torch.fft.rfft(torch.randn(speech.shape, device=device, generator=draw))
+    white = torch.randn(speech.shape, device=device, generator=draw)
     slope = 2.5 * uniform(batch, 1) - 0.5
     upper = torch.where(uniform(batch, 1) < 0.5, 4000, 8000)
-    spectrum = spectrum * (rates.clamp(min=40) / 1000) ** slope.div(2) * (rates < upper)
-    noise = torch.fft.irfft(spectrum, samples) * lasting
+    band = _rates(samples, device) < upper
+    noise = torch.fft.irfft(_coloured(white, slope) * band, samples) * lasting
     level = (_power(speech, speech.abs() > 1e-3) / _power(noise, lasting)).sqrt()
     ratio = 10 ** (-(10 + 35 * uniform(batch, 1)) / 20) * (uniform(batch, 1) < HISSING)
     return noise * level * ratio

@@ -19,8 +19,26 @@ from nano.words import DIGITS, OTHERS, RATE_HZ, WORDS, voiced_span, word_ends
 Int16 = npt.NDArray[np.int16]
 
 _MARGIN = RATE_HZ * 60 // 1000
-_STRINGS, _MORE_DIGITS, _OTHERS = 4, 10, 8
+_STRINGS, _MORE_DIGITS = 4, 10
 """Of each voice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Voices of one kind."""
+
+    source: str
+    folder: str
+    """Of their sounds, in the pack."""
+    accents: tuple[str, ...]
+    others: int
+    """How many words each says that are not to be heard."""
+    salt: str
+    """What draws its words apart from those of the other group."""
+
+
+ENGLISH = Group("espeak-ng", "synthetic", ACCENTS, 8, "")
+FOREIGN = Group("espeak-ng-foreign", "foreign", tuple(SPELLINGS), 0, " foreign")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +55,26 @@ def synthesise(voices: int, foreign: int, seed: int, jobs: int) -> Iterator[Voic
 
     What a voice says depends on its number and the seed.
     """
-    tasks = [(number, False, seed) for number in range(voices)] + [
-        (number, True, seed) for number in range(foreign)
+    tasks = [
+        (group, number, seed)
+        for group, count in ((ENGLISH, voices), (FOREIGN, foreign))
+        for number in range(count)
     ]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         yield from pool.imap(_speak, tasks)
 
 
-def _speak(task: tuple[int, bool, int]) -> Voiced:
-    number, foreign, seed = task
+def _speak(task: tuple[Group, int, int]) -> Voiced:
+    group, number, seed = task
     speaker = Espeak()
-    accents = tuple(SPELLINGS) if foreign else ACCENTS
-    names = [f"{accent}+{variant}" for variant in speaker.variants() for accent in accents]
+    names = [f"{accent}+{variant}" for variant in speaker.variants() for accent in group.accents]
     random.Random(seed).shuffle(names)
     voice = names[number % len(names)]
     spelt = SPELLINGS.get(voice.partition("+")[0], {})
-    draw = random.Random(f"{seed} {number} foreign" if foreign else f"{seed} {number}")
-    texts = [*WORDS, *draw.choices(DIGITS, k=_MORE_DIGITS)]
-    if not foreign:
-        texts += draw.sample(OTHERS, _OTHERS)
+    draw = random.Random(f"{seed} {number}{group.salt}")
+    texts = [*WORDS, *draw.choices(DIGITS, k=_MORE_DIGITS), *draw.sample(OTHERS, group.others)]
     texts += [" ".join(draw.choices(DIGITS, k=draw.randint(3, 7))) for _ in range(_STRINGS)]
-    source = "espeak-ng-foreign" if foreign else "espeak-ng"
-    sound = f"{'foreign' if foreign else 'synthetic'}/{number:03}.opus"
+    sound = f"{group.folder}/{number:03}.opus"
     pieces: list[Int16] = []
     utterances = []
     at = 0
@@ -76,7 +92,7 @@ def _speak(task: tuple[int, bool, int]) -> Voiced:
         pieces.append(samples)
         utterances.append(
             Utterance(
-                sound, at, len(samples), text, ends, f"espeak {voice}", "train", source, "none",
+                sound, at, len(samples), text, ends, f"espeak {voice}", "train", group.source, "none",
                 "digits" if connected else "digit" if text in DIGITS else "word",
             )
         )  # fmt: skip
