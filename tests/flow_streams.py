@@ -9,11 +9,7 @@ from typing import Any
 
 import torch
 from hypothesis import settings as runs
-from tts_models import (
-    SMALL_FLOW,
-    flow_tensors,
-    random_rows,
-)
+from tts_models import SMALL_FLOW, flow_tensors, random_rows
 
 from voxtral_pipes.formats.frame import Frame, encode
 from voxtral_pipes.models.codes import END_AUDIO

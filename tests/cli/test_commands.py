@@ -7,11 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from probes import (
-    WAIT_S,
-    run,
-    terminal,
-)
+from probes import WAIT_S, run, terminal
 from processes import ROOT
 
 COMMANDS = sorted(path.name for path in (ROOT / "bin").iterdir())

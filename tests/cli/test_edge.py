@@ -10,15 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from probes import (
-    HELLO,
-    WAIT_S,
-    frames,
-    ids,
-    run,
-    started,
-    terminal,
-)
+from probes import HELLO, WAIT_S, frames, ids, run, started, terminal
 from processes import environment
 
 from voxtral_pipes.formats.frame import Frame, encode

@@ -9,14 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from probes import (
-    HELLO,
-    WAIT_S,
-    ids,
-    started,
-    still_runs,
-    wait_ready,
-)
+from probes import HELLO, WAIT_S, ids, started, still_runs, wait_ready
 
 from voxtral_pipes.formats.frame import encode
 

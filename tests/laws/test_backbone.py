@@ -13,27 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flow_streams import (
-    END_ROW,
-    FLOW,
-    PLAIN,
-    WIDTH,
-    flow_stage,
-    hidden,
-    hidden_of,
-    of,
-    pipe,
-    quick,
-    rows_of,
-)
+from flow_streams import END_ROW, FLOW, PLAIN, WIDTH, flow_stage, hidden, hidden_of, of, pipe, quick, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
-from tts_models import (
-    SMALL_BACKBONE,
-    random_codes_of,
-    random_rows,
-    random_tensors,
-)
+from tts_models import SMALL_BACKBONE, random_codes_of, random_rows, random_tensors
 
 from voxtral_pipes.config import BackboneConfig
 from voxtral_pipes.errors import BadInputError, TruncatedError

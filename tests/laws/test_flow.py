@@ -26,9 +26,7 @@ from flow_streams import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from tts_models import (
-    flow_inputs,
-)
+from tts_models import flow_inputs
 
 from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.models.codes import END_AUDIO
