@@ -1,4 +1,7 @@
-"""Synthetic utterances: every word in many voices, strings of digits, and words that are not to be heard."""
+"""Synthetic utterances: every word in many voices, strings of digits, and words that are not to be heard.
+
+Voices of espeak-ng are many and sound like none; those of flite are four people's, who speak with many accents.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import soxr
 
 from nano.accents import SPELLINGS
 from nano.espeak import ACCENTS, Espeak, Manner
+from nano.flite import VOICES, Accent, Flite
 from nano.pack import SYNTHETIC_COMPRESSION, Utterance, encode_opus
 from nano.words import DIGITS, OTHERS, RATE_HZ, WORDS, voiced_span, word_ends
 
@@ -37,6 +41,11 @@ class Group:
     """What draws its words apart from those of the other group."""
 
 
+FLITE = "flite"
+"""The source, and the folder, of what flite says."""
+_PITCHES_HZ = {"slt": (150, 240), "awb": (95, 170), "rms": (80, 130), "kal16": (85, 160)}
+_MORE_OF_FLITE = 20
+"""Digits that each speaker says once more."""
 ENGLISH = Group("espeak-ng", "synthetic", ACCENTS, 8, "")
 FOREIGN = Group("espeak-ng-foreign", "foreign", tuple(SPELLINGS), 0, " foreign")
 
@@ -50,22 +59,26 @@ class Voiced:
     utterances: list[Utterance]
 
 
-def synthesise(voices: int, foreign: int, seed: int, jobs: int) -> Iterator[Voiced]:
-    """Have so many English and then so many foreign voices speak, each in a process of its own.
+def synthesise(voices: int, foreign: int, flite: int, seed: int, jobs: int) -> Iterator[Voiced]:
+    """Have so many English, then so many foreign voices, and then speakers of flite, each in a process of its own.
 
     What a voice says depends on its number and the seed.
     """
     tasks = [
         (group, number, seed)
-        for group, count in ((ENGLISH, voices), (FOREIGN, foreign))
+        for group, count in ((ENGLISH, voices), (FOREIGN, foreign), (None, flite))
         for number in range(count)
     ]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         yield from pool.imap(_speak, tasks)
 
 
-def _speak(task: tuple[Group, int, int]) -> Voiced:
+def _speak(task: tuple[Group | None, int, int]) -> Voiced:
     group, number, seed = task
+    return _speak_flite(number, seed) if group is None else _speak_espeak(group, number, seed)
+
+
+def _speak_espeak(group: Group, number: int, seed: int) -> Voiced:
     speaker = Espeak()
     names = [f"{accent}+{variant}" for variant in speaker.variants() for accent in group.accents]
     random.Random(seed).shuffle(names)
@@ -101,14 +114,44 @@ def _speak(task: tuple[Group, int, int]) -> Voiced:
     return Voiced(sound, stream, utterances)
 
 
+def _speak_flite(number: int, seed: int) -> Voiced:
+    """Have one of the four voices say each word alone, with an accent of its own."""
+    speaker, voice = Flite(), VOICES[number % len(VOICES)]
+    draw = random.Random(f"{seed} {number} flite")
+    accent = Accent.drawn(draw)
+    sound = f"{FLITE}/{number:03}.opus"
+    pieces: list[Int16] = []
+    utterances = []
+    at = 0
+    for word in (*WORDS, *draw.choices(DIGITS, k=_MORE_OF_FLITE)):
+        stretch, pitch_hz = draw.uniform(0.7, 1.15), draw.uniform(*_PITCHES_HZ[voice])
+        said, rate_hz = speaker.say(accent.say(word), voice, stretch=stretch, pitch_hz=pitch_hz)
+        samples, end = _cut(soxr.resample(said, rate_hz, RATE_HZ).astype(np.int16))[:2]
+        kind = "digit" if word in DIGITS else "word"
+        utterances.append(
+            Utterance(
+                sound, at, len(samples), word, (end,), f"flite {voice} {number}", "train", FLITE, "none", kind
+            )
+        )
+        pieces.append(samples)
+        at += len(samples)
+    stream = encode_opus(np.concatenate(pieces), RATE_HZ, number, SYNTHETIC_COMPRESSION)
+    return Voiced(sound, stream, utterances)
+
+
+def _cut(samples: Int16) -> tuple[Int16, int, int]:
+    """Cut silence at both ends; return what is left, where its sound ends, and what was cut in front."""
+    first, last = voiced_span(samples)
+    begin = max(0, first - _MARGIN)
+    return samples[begin : last + _MARGIN], last - begin, begin
+
+
 def _say(speaker: Espeak, text: str, manner: Manner, seed: int) -> tuple[Int16, tuple[int, ...] | None]:
     """Speak, bring to 16 kHz and cut silence at both ends; return samples and the ends of words."""
     spoken = speaker.say(text, manner, seed)
     samples = soxr.resample(spoken.samples, speaker.rate_hz, RATE_HZ).astype(np.int16)
-    first, last = voiced_span(samples)
-    first, last = max(0, first - _MARGIN), min(len(samples), last + _MARGIN)
+    cut, _, first = _cut(samples)
     starts = tuple(max(0, start * RATE_HZ // speaker.rate_hz - first) for start in spoken.word_starts)
-    cut = samples[first:last]
     # Should espeak-ng ever take a text for more or fewer words, nobody knows where they end.
     ends = word_ends(cut, starts) if len(starts) == len(text.split()) else None
     return cut, ends

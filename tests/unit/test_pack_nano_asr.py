@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import random
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import soundfile
 from nano.accents import SPELLINGS
 from nano.espeak import Espeak, Manner
+from nano.flite import PHONES, VOICES, Accent, Flite
 from nano.ogg import with_serial
 from nano.pack import KIND, Utterance, decode, encode_opus, read_pack, write_pack
 from nano.words import DIGITS, OTHERS, WORDS, is_known, voiced_span, word_ends
@@ -148,7 +151,7 @@ def manifest(tmp_path: Path) -> Path:
 
 def test_the_same_again(tmp_path: Path, manifest: Path) -> None:
     for name in ("one.pack", "two.pack"):
-        done = pack("-o", tmp_path / name, "--voices", "1", "--foreign", "1", manifest)
+        done = pack("-o", tmp_path / name, "--voices", "1", "--foreign", "1", "--flite", "0", manifest)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "one.pack").read_bytes() == (tmp_path / "two.pack").read_bytes()
     assert "train espeak-ng digits" in done.stdout
@@ -181,17 +184,55 @@ def test_foreign_voices_read_words_and_do_not_spell_them(language: str) -> None:
     assert len(spoken.samples) < 12 * speaker.rate_hz
 
 
+def test_accents_change_phones_and_keep_words_apart() -> None:
+    """Nobody's accent makes another of the words out of one, as far as phones can tell; some have none."""
+    assert set(PHONES) == set(WORDS)
+    accents = [Accent.drawn(random.Random(seed)) for seed in range(300)]
+    assert accents[5] == Accent.drawn(random.Random(5))
+    usual = {tuple(phones): word for word, phones in PHONES.items()}
+    plain = sum(not (accent.heard or accent.hardens or accent.eases) for accent in accents)
+    assert 10 < plain < 120
+    for accent in accents:
+        said = {word: tuple(accent.say(word)) for word in WORDS}
+        assert all(usual.get(phones, word) == word for word, phones in said.items())
+    hard = Accent({"ih": "iy", "hh": ""}, True, True)
+    assert hard.say("six") == ["s", "iy", "k", "s"] and hard.say("five") == ["f", "ay", "f"]
+    assert hard.say("stop") == ["eh", "s", "t", "aa", "p"] and hard.say("house") == ["aw", "s"]
+
+
+def test_without_flite_there_is_a_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInputError, match="flite is not installed"):
+        Flite()
+    broken = tmp_path / "flite"
+    broken.write_text("#!/bin/sh\necho no memory >&2\n")
+    broken.chmod(0o755)
+    with pytest.raises(BadInputError, match="flite cannot say 'pau w ah n pau': no memory"):
+        Flite().say(PHONES["one"], "slt", stretch=1, pitch_hz=120)
+
+
+@pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+@pytest.mark.parametrize("voice", VOICES)
+def test_flite_says_phones(voice: str) -> None:
+    speaker = Flite()
+    once, rate_hz = speaker.say(PHONES["seven"], voice, stretch=1, pitch_hz=120)
+    again, _ = speaker.say(PHONES["seven"], voice, stretch=1, pitch_hz=120)
+    slow, _ = speaker.say(PHONES["seven"], voice, stretch=1.5, pitch_hz=120)
+    assert rate_hz == 16000 and (once == again).all() and len(slow) > 1.2 * len(once)
+    assert 0.2 * rate_hz < len(once) < 1.5 * rate_hz and np.abs(once).max() > 2000
+
+
 def test_what_cannot_be_packed(tmp_path: Path, manifest: Path) -> None:
     out = tmp_path / "out.pack"
-    done = pack("-o", out, "--voices", "0", "--foreign", "0", "--max-mib", "0.01", manifest)
+    done = pack("-o", out, "--voices", "0", "--foreign", "0", "--flite", "0", "--max-mib", "0.01", manifest)
     assert done.returncode == 1 and "MiB of sound are more than 0.01" in done.stderr and not out.exists()
     buffer = io.BytesIO()
     soundfile.write(buffer, tones((100, 300), length_ms=400), 8000, format="WAV")
     (tmp_path / "a.wav").write_bytes(buffer.getvalue())
-    done = pack("-o", out, "--voices", "0", "--foreign", "0", manifest)
+    done = pack("-o", out, "--voices", "0", "--foreign", "0", "--flite", "0", manifest)
     assert done.returncode == 1 and "a.wav: a sound has 8000 samples a second" in done.stderr
     manifest.write_text("path\ttranscript\na.wav\tone\n")
-    done = pack("-o", out, "--voices", "0", "--foreign", "0", manifest)
+    done = pack("-o", out, "--voices", "0", "--foreign", "0", "--flite", "0", manifest)
     assert done.returncode == 1 and "no column 'speaker'" in done.stderr
 
 
