@@ -38,15 +38,17 @@ ENDED = 0.25
 """Examples in which some silence is fed as an end."""
 _SOURCES = {
     "digits": {
-        "fsdd": 0.16,
-        "speech_commands": 0.25,
-        "espeak-ng": 0.23,
-        "espeak-ng-foreign": 0.32,
+        "fsdd": 0.17,
+        "speech_commands": 0.26,
+        "espeak-ng": 0.15,
+        "espeak-ng-foreign": 0.23,
+        "flite": 0.15,
     },
     "words": {
-        "speech_commands": 0.56,
-        "espeak-ng": 0.2,
-        "espeak-ng-foreign": 0.2,
+        "speech_commands": 0.54,
+        "espeak-ng": 0.14,
+        "espeak-ng-foreign": 0.14,
+        "flite": 0.14,
     },
 }
 """How often each is taken, by kind.  fsdd are four men alone, whom to know by heart is no use."""
@@ -229,8 +231,8 @@ class Examples:
         if kind == "nothing":
             return
         low, high = [(-0.08, 0.15), (0.0, 0.4), (0.3, 2.5)][draw.choice(3, p=[0.4, 0.4, 0.2])]
-        at = 0 if draw.random() < 0.3 else int(draw.integers(int(1.2 * RATE_HZ)))
-        alone = draw.random() < 0.2
+        at = 0 if draw.random() < 0.4 else int(draw.integers(int(1.2 * RATE_HZ)))
+        alone = draw.random() < 0.3
         same = draw.random() < 0.6
         pool = self._one_speaker(draw, kind) if same and kind != "mixed" else None
         while True:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from voxtral_pipes.config import AsrConfig, DecoderConfig, EncoderConfig
-from voxtral_pipes.kernels.reference import rms_norm, rotate
+from voxtral_pipes.kernels.reference import rms_norm
 from voxtral_pipes.models.cache import Rotary
 from voxtral_pipes.models.decode import EMBEDDING
 from voxtral_pipes.models.encode import KERNEL, ROOT, STEM_STRIDE, WHISPER
@@ -73,19 +73,21 @@ def adapt(weights: Weights, config: AsrConfig, frames: Tensor) -> Tensor:
     return F.linear(F.gelu(F.linear(groups, weights[f"{adapter}0.weight"])), weights[f"{adapter}2.weight"])
 
 
-def phones_loss(weights: Weights, frames: Tensor, phones: Tensor, counts: Tensor) -> Tensor:
-    """Return how badly phones are heard in frames [B, T, dim]: their mean negative log-likelihood.
+def phones_heard(weights: Weights, frames: Tensor) -> Tensor:
+    """Return how likely each phone is in frames [B, T, dim]: logarithms, float32 [B, T, 1 + phones]."""
+    return F.linear(frames, weights[f"{PHONES}.weight"], weights[f"{PHONES}.bias"]).float().log_softmax(-1)
+
+
+def phones_loss(heard: Tensor, phones: Tensor, counts: Tensor) -> Tensor:
+    """Return how badly phones were heard, [B, T, 1 + phones]: their mean negative log-likelihood.
 
     By connectionist temporal classification (Graves et al., 2006).  `phones` follow each other through the rows;
     `counts` [B], on the host, are those of each.
     """
     if not len(counts):
-        return frames.new_zeros(())
-    logits = F.linear(frames, weights[f"{PHONES}.weight"], weights[f"{PHONES}.bias"]).float()
-    steps = torch.full_like(counts, frames.shape[1])
-    loss = F.ctc_loss(
-        logits.log_softmax(-1).transpose(0, 1), phones, steps, counts, reduction="sum", zero_infinity=True
-    )
+        return heard.new_zeros(())
+    steps = torch.full_like(counts, heard.shape[1])
+    loss = F.ctc_loss(heard.transpose(0, 1), phones, steps, counts, reduction="sum", zero_infinity=True)
     return loss / max(1, len(phones))
 
 
@@ -121,7 +123,7 @@ def _stack(
             _linear(weights, f"{layer}attention.{name}", n).unflatten(-1, (-1, c.head_dim))
             for name in ("wq", "wk", "wv")
         )
-        q, k, v = (part.transpose(1, 2).to(v.dtype) for part in (rotate(q, turn), rotate(k, turn), v))
+        q, k, v = (part.transpose(1, 2).to(v.dtype) for part in (_rotate(q, turn), _rotate(k, turn), v))
         seen = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=c.n_kv_heads != c.n_heads)
         x = x + F.dropout(_linear(weights, f"{layer}attention.wo", seen.transpose(1, 2).flatten(2)), dropout)
         m = rms_norm(x, weights[f"{layer}ffn_norm.weight"], c.norm_eps)
@@ -137,15 +139,34 @@ def _linear(weights: Weights, name: str, x: Tensor) -> Tensor:
     return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
-@lru_cache(16)
+def _rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Do what `reference.rotate` does, in real numbers, which can be compiled: turn [T, D / 2, 2]."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = turn[:, None].unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _turn_and_mask(
+    head_dim: int, theta: float, window: int, steps: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    return _new_turn_and_mask(head_dim, theta, window, steps, device)
+
+
+@lru_cache(16)
+def _new_turn_and_mask(
     head_dim: int, theta: float, window: int, steps: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     at = torch.arange(steps, device=device)
     mask = (at <= at[:, None]) & (at > at[:, None] - window)
-    return Rotary(head_dim, theta).at(0, steps).to(device), mask
+    return torch.view_as_real(Rotary(head_dim, theta).at(0, steps)).to(device), mask
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _times(dim: int, device: torch.device) -> Tensor:
+    return _new_times(dim, device)
 
 
 @lru_cache(4)
-def _times(dim: int, device: torch.device) -> Tensor:
+def _new_times(dim: int, device: torch.device) -> Tensor:
     return torch.stack([time_embedding(delay, dim) for delay in range(31)]).to(device)

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from nano.ahead import drawn_ahead
 from nano.examples import IGNORED, LEFT_PAD, Examples, Plan
-from nano.forward import adapt, decode, hear, new_weights, phones_loss
+from nano.forward import Weights, adapt, decode, hear, new_weights, phones_heard, phones_loss
 from nano.front import Front
 from nano.listening import answer, dev_scores, word_errors, words_of
 from nano.masks import Masks
 from nano.pack import Pack
+from nano.rounding import rounded
 from nano.size import NANO, SMOKE
 from nano.sounds import Sounds
 from nano.state import State, load_state, save_state, write_model
@@ -43,12 +44,14 @@ class Settings:
     seed: int = 0
     phones: float = 0.1
     """How much hearing phones counts beside writing words."""
+    rounded: float = 0.5
+    """From which share of the steps on, every second one has weights as Q4_0 will hold them."""
     smoke: bool = False
     """A tiny model that learns one batch by heart, undisturbed."""
 
 
 SMOKE_SETTINGS = Settings(
-    steps=200, batch=8, tokens=66, rate=4e-3, warm_steps=20, decay=0.0, dropout=0.0, smoke=True
+    steps=200, batch=8, tokens=66, rate=4e-3, warm_steps=20, decay=0.0, dropout=0.0, rounded=1.0, smoke=True
 )
 
 
@@ -87,6 +90,8 @@ class Run:
             pack, tokens=settings.tokens, batch=settings.batch, seed=settings.seed, cuts=not settings.smoke
         )
         self._sounds = Sounds(pack, tokens=settings.tokens, device=device, disturbed=not settings.smoke)
+        # A step is hundreds of passes over memory by itself, and a few when it is compiled.
+        self._answer = torch.compile(self._answers) if device.type == "cuda" else self._answers
 
     @property
     def is_over(self) -> bool:
@@ -136,14 +141,25 @@ class Run:
             if not self._settings.smoke:
                 mel = self._masks(mel, torch.from_numpy(plan.paces).to(self._device), seed + 1)
         torch.manual_seed(seed + 2)  # of dropout
-        dropout = self._settings.dropout
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
-            frames = hear(self._weights, self._config, mel, dropout)
-            audio = adapt(self._weights, self._config, frames)
-            logits = decode(self._weights, self._config, audio, tokens, delays, dropout)
-            heard = phones_loss(self._weights, frames[spelt], phones, torch.from_numpy(plan.n_phones))
+        packed = torch.tensor(float(self._is_rounded()), device=self._device)
+        written, heard = self._answer(self._weights, packed, mel, tokens, targets, delays)
+        return written, phones_loss(heard[spelt], phones, torch.from_numpy(plan.n_phones))
+
+    def _answers(
+        self, exact: Weights, packed: Tensor, mel: Tensor, tokens: Tensor, targets: Tensor, delays: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of what is written, and the phones that are heard in each frame."""
+        weights, dropout = rounded(exact, packed), self._settings.dropout
+        with torch.autocast(mel.device.type, torch.bfloat16, enabled=mel.is_cuda):
+            frames = hear(weights, self._config, mel, dropout)
+            audio = adapt(weights, self._config, frames)
+            logits = decode(weights, self._config, audio, tokens, delays, dropout)
+            heard = phones_heard(weights, frames)
         written = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         return written, heard
+
+    def _is_rounded(self) -> bool:
+        return self.step % 2 == 1 and self.step >= self._settings.rounded * self._settings.steps
 
     def _rate(self) -> float:
         """Return the learning rate of this step: a warm start, then half a cosine to almost nothing."""

@@ -10,14 +10,18 @@ import pytest
 import torch
 from asr_models import SMALL, random_tensors
 from nano.examples import EOS, PAD, WORD, answers, fed
-from nano.forward import PHONES, adapt, decode, encode, hear, new_weights, phones_loss
+from nano.forward import PHONES, adapt, decode, encode, hear, new_weights, phones_heard, phones_loss
 from nano.front import Front
+from nano.rounding import as_q4_0, rounded
 from nano.size import NANO, SMOKE
 from nano.vocabulary import N_SPECIAL, PIECES, VOCAB_SIZE, write_vocabulary
 from nano.words import WORDS
 
 from voxtral_pipes.config import AsrConfig, AudioConfig
+from voxtral_pipes.formats.gguf_writer import encode as encode_gguf
 from voxtral_pipes.formats.tekken import Tekken
+from voxtral_pipes.kernels.packed import PackedWeight
+from voxtral_pipes.kernels.reference import dequantize
 from voxtral_pipes.models.decode import Decoder
 from voxtral_pipes.models.encode import Encoder
 from voxtral_pipes.models.mel import MelFilters, MelState, step
@@ -78,7 +82,7 @@ def test_every_weight_is_trained() -> None:
     frames = hear(weights, SMOKE, Front(SMOKE.audio, CPU)(noise(1, 50)))
     embeds = adapt(weights, SMOKE, frames)
     logits = decode(weights, SMOKE, embeds, torch.zeros(1, 50, dtype=torch.int64), torch.tensor([6]))
-    heard = phones_loss(weights, frames, torch.tensor([1, 5, 2]), torch.tensor([3]))
+    heard = phones_loss(phones_heard(weights, frames), torch.tensor([1, 5, 2]), torch.tensor([3]))
     (heard + logits.logsumexp(-1).sum()).backward()
     for name, tensor in weights.items():
         assert tensor.grad is not None and tensor.grad.abs().sum() > 0, name
@@ -97,10 +101,28 @@ def test_phones_may_come_at_any_time_in_their_order() -> None:
             if [phone for phone, _ in groupby(path) if phone] == phones:
                 total += float(chances[range(4), path].prod())
         expected -= np.log(total) / 4
-    ours = phones_loss(weights, frames, torch.tensor([1, 2, 2, 2]), torch.tensor([2, 0, 2]))
+    ours = phones_loss(phones_heard(weights, frames), torch.tensor([1, 2, 2, 2]), torch.tensor([2, 0, 2]))
     assert abs(float(ours) - expected) < 1e-5
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert float(phones_loss(weights, frames[:0], nothing, nothing)) == 0
+    assert float(phones_loss(frames[:0], nothing, nothing)) == 0
+
+
+def test_rounding_is_that_of_the_file() -> None:
+    """Bit for bit what is read from a packed matrix; with ends of both signs, zeros and tiny blocks."""
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    weight[3, :32], weight[4, :64] = 0, weight[4, :64] * 1e-6
+    blocks = torch.from_numpy(encode_gguf(weight.numpy(), "Q4_0").copy()).view(64, 3, 18)
+    assert torch.equal(as_q4_0(weight), dequantize(PackedWeight("q4_0", blocks), torch.float32))
+
+
+def test_rounded_weights_learn_as_if_they_were_not() -> None:
+    held = {"norm": torch.ones(32), "matrix": torch.randn(4, 32).requires_grad_()}
+    for whether in (0.0, 1.0):
+        used = rounded(held, torch.tensor(whether))
+        expected = as_q4_0(held["matrix"]) if whether else held["matrix"].detach()
+        assert torch.allclose(used["matrix"], expected, atol=1e-6) and used["norm"] is held["norm"]
+        (gradient,) = torch.autograd.grad(used["matrix"].sum(), held["matrix"])
+        assert (gradient == 1).all()
 
 
 def test_new_weights_say_nothing_yet() -> None:
