@@ -30,9 +30,9 @@ DELAYS = range(3, 13)
 """In tokens of 80 ms: 240 to 960 ms."""
 
 _IDS = {word: N_SPECIAL + PIECES.index(f" {word}".encode()) for word in WORDS}
-TRIMMED = 0.3
+TRIMMED = 0.45
 """Utterances cut as a trimmer of silence does that is too eager: without their f, s or th, or the end that fades."""
-QUIETEST, LOUDEST_CUT = 32.0, 15.0
+QUIETEST, LOUDEST_CUT = 32.0, 9.0
 """In decibels below the loudest moment: from where to where a trimmer takes sound for silence."""
 ENDED = 0.25
 """Examples in which some silence is fed as an end."""

@@ -15,7 +15,7 @@ from nano.words import RATE_HZ
 HISSING = 0.5
 """Rows whose recordings bring their own hiss, which begins and ends with each of them as clips put together have it."""
 LEAST_MARGIN, MOST_MARGIN = -0.01, 0.12
-"""In seconds: how long before and after its words such a recording begins and ends."""
+"""In seconds: how long before and after its words such a recording begins and ends; mostly not long."""
 
 
 class Sounds:
@@ -140,7 +140,7 @@ def hiss(plan: Plan, speech: Tensor, draw: torch.Generator) -> Tensor:
         return torch.rand(*shape, device=device, generator=draw)
 
     after = plan.at + plan.heard
-    margins = LEAST_MARGIN + uniform(2, len(after)) * (MOST_MARGIN - LEAST_MARGIN)
+    margins = LEAST_MARGIN + uniform(2, len(after)).square() * (MOST_MARGIN - LEAST_MARGIN)
     margins = (margins * RATE_HZ).long()
     rows = torch.from_numpy(plan.row).to(device) * (samples + 1)
     edges = torch.zeros(batch * (samples + 1), device=device)
