@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nano.pack import Int16, Pack, Utterance
 from nano.vocabulary import N_SPECIAL, PIECES
-from nano.words import DIGITS, FRAME, RATE_HZ, WORDS, is_known
+from nano.words import DIGITS, FRAME, RATE_HZ, WORDS, is_known, voiced_span
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.tekken import PUBLISHED_SPECIAL
 
@@ -30,25 +30,30 @@ DELAYS = range(3, 13)
 """In tokens of 80 ms: 240 to 960 ms."""
 
 _IDS = {word: N_SPECIAL + PIECES.index(f" {word}".encode()) for word in WORDS}
-TRIMMED = 0.45
+TRIMMED = 0.4
 """Utterances cut as a trimmer of silence does that is too eager: without their f, s or th, or the end that fades."""
-QUIETEST, LOUDEST_CUT = 32.0, 9.0
+QUIETEST, LOUDEST_CUT = 32.0, 12.0
 """In decibels below the loudest moment: from where to where a trimmer takes sound for silence."""
+PARTNERED, LEAST_SHARE, MOST_SHARE = 0.6, 0.2, 0.7
+"""Single words that are not cut and are said by two at a time, and how much of them is the second one's voice."""
+MOST_STRETCH = 1.7
+"""By how much that one's word is made faster or slower for it at most."""
+PARTNER_MARGIN = RATE_HZ * 30 // 1000
 ENDED = 0.25
 """Examples in which some silence is fed as an end."""
 _SOURCES = {
     "digits": {
         "fsdd": 0.17,
-        "speech_commands": 0.26,
-        "espeak-ng": 0.15,
-        "espeak-ng-foreign": 0.23,
-        "flite": 0.15,
+        "speech_commands": 0.27,
+        "espeak-ng": 0.16,
+        "espeak-ng-foreign": 0.24,
+        "flite": 0.12,
     },
     "words": {
-        "speech_commands": 0.54,
+        "speech_commands": 0.58,
         "espeak-ng": 0.14,
-        "espeak-ng-foreign": 0.14,
-        "flite": 0.14,
+        "espeak-ng-foreign": 0.15,
+        "flite": 0.09,
     },
 }
 """How often each is taken, by kind.  fsdd are four men alone, whom to know by heart is no use."""
@@ -72,6 +77,14 @@ class Plan:
     """Where it begins in its row, in samples from the start of the padded stream."""
     speed: Floats
     gain: Floats
+    share: Floats
+    """How much of it is another speaker's voice, who says the same word at the same time."""
+    partner_source: Ints
+    partner_length: Ints
+    partner_at: Ints
+    partner_speed: Floats
+    partner_gain: Floats
+    """Of that one; the utterance itself where there is none."""
     first: Ints
     """[B] samples of each row before and from which on there is padding: no noise is there."""
     last: Ints
@@ -93,6 +106,18 @@ class Plan:
     def heard(self) -> Ints:
         """How long each utterance lasts at its speed, in samples."""
         return (self.length / self.speed).astype(np.int64)
+
+    @property
+    def partners(self) -> Plan:
+        """The same as the other speakers say it."""
+        return replace(
+            self,
+            source=self.partner_source,
+            length=self.partner_length,
+            at=self.partner_at,
+            speed=self.partner_speed,
+            gain=self.partner_gain,
+        )
 
 
 def answers(ends: Sequence[tuple[int, str]], delay: int, n_audio: int) -> Ints:
@@ -174,11 +199,19 @@ class Examples:
                 self._pools[kind, one.source].append(one)
                 self._voices[kind, one.source][one.speaker].append(one)
         self._by_text = {key: _grouped(pool) for key, pool in self._pools.items()}
+        self._by_word: dict[str, dict[str, list[Utterance]]] = defaultdict(lambda: defaultdict(list))
+        """Single words, by word and source."""
+        for one in usable:
+            if is_known(one.text) and " " not in one.text and one.text:
+                self._by_word[one.text][one.source].append(one)
+        self._single = {one for pools in self._by_word.values() for pool in pools.values() for one in pool}
+        self._spans: dict[Utterance, tuple[int, int, float]] = {}
 
     def plan(self, step: int) -> Plan:
         """Draw the batch of a step."""
         draw = np.random.default_rng((self._seed, step))
         placed: list[tuple[int, int, int, int, float, float]] = []
+        partners: list[tuple[int, int, int, float, float, float]] = []
         first, last, delays = (np.zeros(self._batch, np.int64) for _ in range(3))
         paces = np.exp(draw.uniform(-0.3, 0.36, self._batch)).astype(np.float32)
         tokens = np.full((self._batch, self._tokens), PAD)
@@ -194,6 +227,7 @@ class Examples:
             final = 0
             for one, at, speed, gain in self._layout(draw, limit, float(paces[row])):
                 placed.append((row, self._starts[one.sound] + one.at, one.samples, begin + at, speed, gain))
+                partners.append(self._partner(draw, one, begin + at, speed, gain) or (*placed[-1][1:], 0.0))
                 final = at + int(one.samples / speed)
                 said += one.text.split()
                 if is_known(one.text):
@@ -215,12 +249,19 @@ class Examples:
         how = np.array([one[4:] for one in placed], np.float32).reshape(-1, 2)
         row_of, source, length, at_of = where.T.copy()
         speed_of, gain_of = how.T.copy()
+        their_source, their_length, their_at = (
+            np.array([one[:3] for one in partners], np.int64).reshape(-1, 3).T.copy()
+        )
+        their_speed, their_gain, share = (
+            np.array([one[3:] for one in partners], np.float32).reshape(-1, 3).T.copy()
+        )
         phones = np.array([phone for one in spelt.values() for phone in one], np.int64)
         spelt_rows = np.array(list(spelt), np.int64)
         n_phones = np.array(list(map(len, spelt.values())), np.int64)
         return Plan(
-            row_of, source, length, at_of, speed_of, gain_of, first, last, delays, paces, tokens, targets, phones,
-            spelt_rows, n_phones,
+            row_of, source, length, at_of, speed_of, gain_of, share, their_source, their_length, their_at,
+            their_speed, their_gain,
+            first, last, delays, paces, tokens, targets, phones, spelt_rows, n_phones,
         )  # fmt: skip
 
     def _layout(
@@ -232,7 +273,7 @@ class Examples:
             return
         low, high = [(-0.08, 0.15), (0.0, 0.4), (0.3, 2.5)][draw.choice(3, p=[0.4, 0.4, 0.2])]
         at = 0 if draw.random() < 0.4 else int(draw.integers(int(1.2 * RATE_HZ)))
-        alone = draw.random() < 0.3
+        alone = draw.random() < 0.25
         same = draw.random() < 0.6
         pool = self._one_speaker(draw, kind) if same and kind != "mixed" else None
         while True:
@@ -248,13 +289,40 @@ class Examples:
                 return
             at = max(0, at + length + int(draw.uniform(low, high) * RATE_HZ))
 
+    def _partner(
+        self, draw: np.random.Generator, one: Utterance, at: int, speed: float, gain: float
+    ) -> tuple[int, int, int, float, float, float] | None:
+        """Draw who else says a word that begins `at`, as loud: source, length, place, speed, gain and share."""
+        if not self._cuts or draw.random() >= PARTNERED or one not in self._single:
+            return None
+        kind = "digits" if one.text in DIGITS else "words"
+        sources = self._by_word[one.text]
+        others = sources[_drawn(draw, kind, list(sources))]
+        other = others[draw.integers(len(others))]
+        first, last, level = self._span(one)
+        their_first, their_last, their_level = self._span(other)
+        their_speed = (their_last - their_first) / (last - first) * speed
+        if not 1 / MOST_STRETCH < their_speed / speed < MOST_STRETCH:
+            return None
+        margin = min(PARTNER_MARGIN, their_first, other.samples - their_last)
+        place = at + int(first / speed - margin / their_speed)
+        source = self._starts[other.sound] + other.at + their_first - margin
+        share = float(draw.uniform(LEAST_SHARE, MOST_SHARE))
+        length = their_last - their_first + 2 * margin
+        return source, length, place, their_speed, gain * level / their_level, share
+
+    def _span(self, one: Utterance) -> tuple[int, int, float]:
+        """Return where a word begins and ends in its utterance, in samples, and its level there."""
+        if one not in self._spans:
+            samples = self._pack.audio(one)
+            first, last = voiced_span(samples)
+            power = np.square(samples[first:last], dtype=np.float64).mean()
+            self._spans[one] = first, last, max(1.0, float(power)) ** 0.5
+        return self._spans[one]
+
     def _source(self, draw: np.random.Generator, kind: str) -> str | None:
         sources = [source for known, source in self._pools if known == kind]
-        if not sources:
-            return None
-        shares = _SOURCES["digits" if kind == "digits" else "words"]
-        weights = np.array([shares.get(source, _RARE) for source in sources])
-        return sources[draw.choice(len(sources), p=weights / weights.sum())]
+        return _drawn(draw, kind, sources) if sources else None
 
     def _one_speaker(self, draw: np.random.Generator, kind: str) -> list[Utterance] | None:
         source = self._source(draw, kind)
@@ -272,6 +340,13 @@ class Examples:
                 same = texts[draw.integers(len(texts))]
                 return same[draw.integers(len(same))]
         raise BadInputError("the pack holds no words to train with")
+
+
+def _drawn(draw: np.random.Generator, kind: str, sources: Sequence[str]) -> str:
+    """Draw one of some sources, each as often as it should be."""
+    shares = _SOURCES["digits" if kind == "digits" else "words"]
+    weights = np.array([shares.get(source, _RARE) for source in sources])
+    return sources[draw.choice(len(sources), p=weights / weights.sum())]
 
 
 def _grouped(pool: Sequence[Utterance]) -> list[list[Utterance]]:

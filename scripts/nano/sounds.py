@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,14 +29,31 @@ class Sounds:
         self._noise = torch.from_numpy(np.concatenate(noises)).to(device) if noises else None
 
     def __call__(self, plan: Plan, seed: int) -> Tensor:
-        """Return padded streams, float32 [B, N * 1280]."""
+        """Return padded streams, float32 [B, N * 1280], in which nobody has a partner."""
+        return self._voices([plan], seed)[0]
+
+    def with_partners(self, plan: Plan, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the same, and what the partners say where they have one, disturbed alike."""
+        both = self._voices([plan, plan.partners], seed)
+        return both[0], both[1]
+
+    def shares(self, plan: Plan, hop: int) -> Tensor:
+        """Return how much of each frame of `hop` samples is the partners', float32 [B, N * 1280 / hop]."""
+        frames = self._samples // hop
+        edges = torch.zeros(len(plan.delays) * (frames + 1), device=self._device)
+        rows, share = self._to(plan.row) * (frames + 1), self._to(plan.share)
+        for at, step in ((plan.at, share), (plan.at + plan.heard, -share)):
+            edges.index_add_(0, rows + (self._to(at) // hop).clamp(0, frames), step)
+        return edges.view(-1, frames + 1)[:, :-1].cumsum(1).clamp(0, 1)
+
+    def _voices(self, plans: Sequence[Plan], seed: int) -> Tensor:
         draw = torch.Generator(self._device).manual_seed(seed)
-        speech = self._placed(plan)
+        plan, voices = plans[0], torch.stack([self._placed(one) for one in plans])
         at = torch.arange(self._samples, device=self._device)
         inside = (at >= self._to(plan.first)[:, None]) & (at < self._to(plan.last)[:, None])
         if not self._disturbed:
-            return speech * inside
-        return self._disturb(speech + hiss(plan, speech, draw), inside, draw)
+            return voices * inside
+        return self._disturb(voices + hiss(plan, voices[0], draw), inside, draw)
 
     def _placed(self, plan: Plan) -> Tensor:
         """Add each utterance to its row, at its speed (linear between samples)."""
@@ -57,13 +75,14 @@ class Sounds:
         index = (source + whole).clamp(max=len(self._bank) - 2)
         low, high = self._bank[index].float(), self._bank[index + 1].float()
         target = at + steps
-        used = (whole < length - 1) & (target < self._samples)
+        used = (whole < length - 1) & (target < self._samples) & (target >= 0)
         value = (low + (high - low) * (position - whole)) * gain * used / 32768
-        flat = row * self._samples + target.clamp(max=self._samples - 1)
+        flat = row * self._samples + target.clamp(0, self._samples - 1)
         return out.index_add_(0, flat, value).view(batch, -1)
 
-    def _disturb(self, speech: Tensor, inside: Tensor, draw: torch.Generator) -> Tensor:
-        batch = len(speech)
+    def _disturb(self, voices: Tensor, inside: Tensor, draw: torch.Generator) -> Tensor:
+        """Disturb some versions [V, B, samples] of the same rows alike; noise and level are those of the first."""
+        batch = voices.shape[1]
 
         def uniform(low: float, high: float) -> Tensor:
             return torch.rand(batch, 1, device=self._device, generator=draw) * (high - low) + low
@@ -78,7 +97,7 @@ class Sounds:
         echo = echo * torch.exp(-6.9 * decay / uniform(0.05, 0.7)) * some(0.5)
         echo = echo * uniform(0.05, 1.0) / echo.square().sum(1, keepdim=True).sqrt().clamp(min=1e-9)
         echo[:, 0] = 1
-        spectrum = torch.fft.rfft(speech) * torch.fft.rfft(echo, self._samples)
+        spectrum = torch.fft.rfft(voices) * torch.fft.rfft(echo, self._samples)
         # Hearing: a tilt, hills and valleys, and often no more than a telephone's bandwidth, as fsdd has it.
         octaves = torch.log2((rates / 1000).clamp(min=0.05))
         decibels = uniform(-6, 6) * octaves / 2
@@ -86,12 +105,12 @@ class Sounds:
             decibels = decibels + uniform(0, 5) * torch.cos(2 * math.pi * (hills * octaves + uniform(0, 1)))
         tilt = 10 ** (decibels / 20)
         upper = torch.where(some(0.2), uniform(4000, 7500), torch.full_like(uniform(0, 1), 8000))
-        upper = torch.where(some(0.45), uniform(3300, 4000), upper)
+        upper = torch.where(some(0.4), uniform(3300, 4000), upper)
         lower = torch.where(some(0.3), uniform(50, 320), torch.zeros_like(upper))
         band = torch.sigmoid((upper - rates) / 60) * torch.sigmoid((rates - lower) / 15)
         # Noise of any colour, between white and brown, or a recorded one; 5 to 45 dB below the speech, or none.
         slope = uniform(-2.0, 0.2)
-        white = torch.randn(speech.shape, device=self._device, generator=draw)
+        white = torch.randn(inside.shape, device=self._device, generator=draw)
         noise = torch.fft.irfft(_coloured(white, slope), self._samples)
         if self._noise is not None:
             starts = (uniform(0, 1) * (len(self._noise) - self._samples)).long().clamp(min=0)
@@ -99,7 +118,7 @@ class Sounds:
             noise = torch.where(some(0.35), self._noise[span].float(), noise)
         heard = torch.fft.irfft(spectrum * tilt * band, self._samples)
         noise = torch.fft.irfft(torch.fft.rfft(noise) * band, self._samples)
-        loud = _power(heard, heard.abs() > 1e-3)
+        loud = _power(heard[0], heard[0].abs() > 1e-3)
         # Rows without speech take noise of some level of its own.
         loud = torch.where(loud > 1e-9, loud, 10 ** (uniform(-60, -25) / 10))
         ratio = 10 ** (-uniform(3, 45) / 20) * ~some(0.12)

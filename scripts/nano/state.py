@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,21 @@ def write_model(out_dir: Path, config: AsrConfig, weights: dict[str, Tensor]) ->
         )
         write_json(out_dir / "params.json", params_settings(config))
         write_vocabulary(out_dir / "tekken.json", config.audio)
+
+
+def load_model(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read the weights of a model as `write_model` writes it, float32; the shapes are those of `like`.
+
+    Raises:
+        BadInputError: it is none, or of another size.
+    """
+    path = folder / "consolidated.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except Exception as error:
+        raise BadInputError(f"{path}: not a model: {error}") from error
+    for name, value in weights.items():
+        if name not in like or value.shape != like[name].shape:
+            raise BadInputError(f"{path}: {name} {list(value.shape)} is no weight of a model of this size")
+    return weights

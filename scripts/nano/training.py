@@ -24,7 +24,7 @@ from nano.pack import Pack
 from nano.rounding import rounded
 from nano.size import NANO, SMOKE
 from nano.sounds import Sounds
-from nano.state import State, load_state, save_state, write_model
+from nano.state import State, load_model, load_state, save_state, write_model
 from voxtral_pipes.errors import BadInputError
 
 
@@ -39,10 +39,10 @@ class Settings:
     rate: float = 1.5e-3
     warm_steps: int = 1000
     decay: float = 0.1
-    dropout: float = 0.15
+    dropout: float = 0.2
     """Of what each half of a layer adds."""
     seed: int = 0
-    phones: float = 0.1
+    phones: float = 0.2
     """How much hearing phones counts beside writing words."""
     rounded: float = 0.5
     """From which share of the steps on, every second one has weights as Q4_0 will hold them."""
@@ -68,7 +68,14 @@ class Budget:
 class Run:
     """A training run in a folder: `state.safetensors`, `log.jsonl`, and `model/` once a call has ended."""
 
-    def __init__(self, folder: Path, pack: Pack, settings: Settings, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, pack: Pack, settings: Settings, device: torch.device, begin: Path | None = None
+    ) -> None:
+        """Go on with what is in the folder; a new run takes the weights of the model in `begin`, if any.
+
+        Raises:
+            BadInputError: state or model cannot be used.
+        """
         self._folder, self._pack, self._settings, self._device = folder, pack, settings, device
         self._config = SMOKE if settings.smoke else NANO
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,9 +85,10 @@ class Run:
             if state.settings != asdict(settings):
                 raise BadInputError(f"{self._state_file} is of a run with other settings: {state.settings}")
         else:
-            state = State(
-                0, 0.0, asdict(settings), new_weights(self._config, settings.seed, len(pack.phones)), {}
-            )
+            weights = new_weights(self._config, settings.seed, len(pack.phones))
+            if begin is not None:
+                weights |= load_model(begin, weights)
+            state = State(0, 0.0, asdict(settings), weights, {})
         self.step, self._seconds = state.step, state.seconds
         self._weights = {name: value.to(device).requires_grad_() for name, value in state.weights.items()}
         self._optimizer = self._new_optimizer(state)
@@ -137,13 +145,17 @@ class Run:
         )
         seed = hash((self._settings.seed, self.step)) & 0x7FFFFFFF
         with torch.no_grad():
-            mel = self._front(self._sounds(plan, seed))
-            if not self._settings.smoke:
-                mel = self._masks(mel, torch.from_numpy(plan.paces).to(self._device), seed + 1)
+            mel = self._front(self._sounds(plan, seed)) if self._settings.smoke else self._mixed(plan, seed)
         torch.manual_seed(seed + 2)  # of dropout
         packed = torch.tensor(float(self._is_rounded()), device=self._device)
         written, heard = self._answer(self._weights, packed, mel, tokens, targets, delays)
         return written, phones_loss(heard[spelt], phones, torch.from_numpy(plan.n_phones))
+
+    def _mixed(self, plan: Plan, seed: int) -> Tensor:
+        """Return the mel of a batch whose speakers are partly between two, with all that disturbs."""
+        own, theirs = self._front(torch.cat(self._sounds.with_partners(plan, seed))).chunk(2)
+        mel = torch.lerp(own, theirs, self._sounds.shares(plan, self._config.audio.hop_samples)[:, :, None])
+        return self._masks(mel, torch.from_numpy(plan.paces).to(self._device), seed + 1)
 
     def _answers(
         self, exact: Weights, packed: Tensor, mel: Tensor, tokens: Tensor, targets: Tensor, delays: Tensor

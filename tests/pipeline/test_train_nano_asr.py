@@ -19,7 +19,7 @@ from nano.sounds import Sounds, hiss
 from nano.state import State, load_state, save_state
 from nano.training import SMOKE_SETTINGS
 from nano.words import DIGITS
-from processes import script, shell
+from processes import ROOT, script, shell
 
 from voxtral_pipes.errors import BadInputError
 
@@ -112,6 +112,33 @@ def test_the_real_size_takes_a_step(tmp_path: Path, packed: Path) -> None:
     assert (tmp_path / "run" / "model" / "consolidated.safetensors").stat().st_size < 6 << 20
 
 
+def test_a_run_begins_with_a_model(tmp_path: Path, packed: Path) -> None:
+    """The embedded one: before anything is learnt it is that model; one of another size is refused."""
+    model = ROOT / "voxtral_pipes" / "nano" / "asr"
+    arguments = (
+        "--device",
+        "cpu",
+        "--steps",
+        "1",
+        "--batch",
+        "1",
+        "--log-steps",
+        "1",
+        "--workers",
+        "1",
+        "--rate",
+        "0",
+    )
+    done = script("train-nano-asr", "--from", model, *arguments, packed, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    name = "consolidated.safetensors"
+    assert (tmp_path / "run" / "model" / name).read_bytes() == (model / name).read_bytes()
+    done = script("train-nano-asr", "--smoke", "--from", model, *arguments, packed, tmp_path / "smoke")
+    assert done.returncode == 1 and "is no weight of a model of this size" in done.stderr
+    done = script("train-nano-asr", "--from", tmp_path, *arguments, packed, tmp_path / "none")
+    assert done.returncode == 1 and "not a model" in done.stderr
+
+
 def test_a_state_is_kept(tmp_path: Path) -> None:
     weights = new_weights(SMOKE, 0)
     squares = {name: torch.rand(value.shape) ** 8 * 1e-3 for name, value in weights.items()}
@@ -160,6 +187,43 @@ def test_hiss_lasts_as_long_as_its_recording(packed: Path) -> None:
         said = speech[row].numpy()
         levels = [np.square(part).mean() for part in (said[abs(said) > 1e-3], noise[row][noise[row] != 0])]
         assert 9.5 < 10 * np.log10(levels[0] / levels[1]) < 45.5
+
+
+def test_partners_say_the_same_word_at_the_same_time(packed: Path) -> None:
+    """Some single words have one, as loud, whose sound begins and ends with theirs; alone nothing else changes."""
+    pack = read_pack(packed)
+    plan = Examples(pack, tokens=160, batch=32, seed=0).plan(0)
+    said = {}
+    total = 0
+    for name, samples in pack.sounds.items():
+        for one in pack.utterances:
+            if one.sound == name:
+                said |= dict.fromkeys(range(total + one.at, total + one.at + one.samples), one.text)
+        total += len(samples)
+    having = plan.share > 0
+    assert 0.1 < having.mean() < 0.5 and plan.share.max() <= 0.7
+    alone = [getattr(plan, name)[~having] for name in ("source", "length", "at", "speed", "gain")]
+    theirs = [getattr(plan.partners, name)[~having] for name in ("source", "length", "at", "speed", "gain")]
+    assert all((one == other).all() for one, other in zip(alone, theirs, strict=True))
+    sounds = Sounds(pack, tokens=160, device=CPU, disturbed=False)
+    own, partner = (one.numpy() for one in sounds.with_partners(plan, 0))
+    shares = sounds.shares(plan, 160).numpy()
+    assert shares.shape == (32, 1280) and shares.max() <= 1
+    heard = plan.heard
+    for i in np.flatnonzero(having):
+        assert (
+            said[int(plan.source[i] + plan.length[i] // 2)]
+            == said[int(plan.partner_source[i] + plan.partner_length[i] // 2)]
+        )
+        begin, end = int(plan.at[i]), int(plan.at[i] + heard[i])
+        assert begin - 800 < plan.partner_at[i] and plan.partners.heard[i] < heard[i] + 1600
+        assert shares[plan.row[i], begin // 160 + 1 : end // 160 - 1].min() > 0
+        ratio = (
+            np.square(partner[plan.row[i], begin:end]).sum() / np.square(own[plan.row[i], begin:end]).sum()
+        )
+        assert 0.25 < ratio < 4
+    for row in set(range(32)) - set(plan.row[having].tolist()):
+        assert (own[row] == partner[row]).all() and not shares[row].any()
 
 
 def test_examples_tell_the_phones_of_all_that_is_said(packed: Path) -> None:
