@@ -193,7 +193,7 @@ def test_partners_say_the_same_word_at_the_same_time(packed: Path) -> None:
     """Some single words have one, as loud, whose sound begins and ends with theirs; alone nothing else changes."""
     pack = read_pack(packed)
     plan = Examples(pack, tokens=160, batch=32, seed=0).plan(0)
-    said = {}
+    said: dict[int, str] = {}
     total = 0
     for name, samples in pack.sounds.items():
         for one in pack.utterances:
