@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from voxtral_pipes.kernels.early import let_next_begin, wait
 from voxtral_pipes.kernels.packed import Q4CudaWeight
 from voxtral_pipes.kernels.rows import (
     MAX_ROWS,
@@ -32,7 +33,7 @@ from voxtral_pipes.kernels.rows import (
 PARTS = 16
 """Of the ring, for each group of heads; with 8 groups that is a program for nearly every multiprocessor."""
 BLOCK_KEYS = 64
-BLOCK_OUT, DENSE_IN, PACKED_IN = 8, 512, 1024
+BLOCK_OUT, DENSE_IN, PACKED_IN = 8, 512, 4096
 """Of the projections of one position; a block of outputs holds whole pairs and lies in one head."""
 BLOCK_PAIRS = 64
 
@@ -43,7 +44,8 @@ Projections = tuple[Tensor | Q4CudaWeight, Tensor | Q4CudaWeight, Tensor | Q4Cud
 @triton.jit
 def _project(
     x, gain, wq, wk, wv, sq, sk, sv, turn, q, keys, values, position, n_q, n_kv, n_in, capacity, eps,
-    HEAD: tl.constexpr, PACKED: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    HEAD: tl.constexpr, PACKED: tl.constexpr, EARLY: tl.constexpr, CHUNKS: tl.constexpr, AHEAD: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
     """Each program makes a block of the outputs of one projection; blocks do not cross heads."""
     program = tl.program_id(0)
@@ -55,8 +57,8 @@ def _project(
     else:
         weight, scales, first, n_out = wv, sv, (program - q_blocks - kv_blocks) * BLOCK_OUT, n_kv
     total = one_row(
-        x, gain, weight, scales, weight, scales, first, n_out, n_in, eps, PACKED, True, False, True,
-        BLOCK_OUT, BLOCK_IN,
+        x, gain, weight, scales, weight, scales, first, n_out, n_in, eps, PACKED, True, False, EARLY,
+        CHUNKS, AHEAD, BLOCK_OUT, BLOCK_IN,
     )  # fmt: skip
     if program < q_blocks + kv_blocks:
         pair = (first % HEAD) // 2 + tl.arange(0, BLOCK_OUT // 2)
@@ -139,12 +141,15 @@ def _turn_and_store(
 def _attend(
     q, keys, values, position, mixed, tops, sums, y, counters, capacity, window, scale, steps, n_q,
     GROUP: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+    EARLY: tl.constexpr = 0,
 ):  # fmt: skip
     """Grid (groups, PARTS): all queries of one group over one part of the ring; its last program merges.
 
     Row r asks for position `r // GROUP` of the step with head `r % GROUP` of the group.
     """
     group, part = tl.program_id(0), tl.program_id(1)
+    let_next_begin(EARLY)
+    wait(EARLY)
     first = tl.load(position)
     last = first + steps - 1
     held = tl.minimum(last + 1, capacity)
@@ -234,10 +239,12 @@ def attend_one(
     matrices, scales = zip(*map(operands, weights), strict=True)
     q = torch.empty(1, n_q // head_dim, head_dim, device=x.device, dtype=x.dtype)
     packed = isinstance(weights[0], Q4CudaWeight)
+    block_in = min(PACKED_IN, triton.next_power_of_2(n_in)) if packed else DENSE_IN
     _project[((n_q + 2 * n_kv) // BLOCK_OUT,)](
         x, norm, *matrices, *scales, torch.view_as_real(turn), q, keys,
-        values, position, n_q, n_kv, n_in, capacity, eps, HEAD=head_dim, PACKED=packed, BLOCK_OUT=BLOCK_OUT,
-        BLOCK_IN=PACKED_IN if packed else DENSE_IN, num_warps=4, num_stages=1,
+        values, position, n_q, n_kv, n_in, capacity, eps, HEAD=head_dim, PACKED=packed, EARLY=0,
+        CHUNKS=triton.cdiv(n_in, block_in), AHEAD=True, BLOCK_OUT=BLOCK_OUT, BLOCK_IN=block_in, num_warps=4,
+        num_stages=1,
     )  # fmt: skip
     return _attend_ring(q, keys, values, position, window)
 

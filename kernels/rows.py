@@ -20,8 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from voxtral_pipes.kernels.early import let_next_begin, wait
 from voxtral_pipes.kernels.packed import Q4CudaWeight
-from voxtral_pipes.kernels.q4_rows import ONE_RUN, packed_row, packed_rows
+from voxtral_pipes.kernels.q4_row import packed_row
+from voxtral_pipes.kernels.q4_rows import ONE_RUN, packed_rows
 
 MAX_ROWS = 16
 """Rows of one tile of the tensor core."""
@@ -32,11 +34,8 @@ LONG_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 256, "num_warps": 2, "
 GATED_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 128, "num_warps": 1, "num_stages": 3}
 LONG = 4096
 # The same, Q4_0: 1.2 TB/s for the smallest matrix, 2.8 for the tied embedding.
-PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 4096, "AHEAD": False, "num_warps": 4}
-LONG_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 4, "BLOCK_IN": 2048, "AHEAD": True, "num_warps": 2}
-GATED_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 1024, "AHEAD": False, "num_warps": 4}
-TALL_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 1024, "AHEAD": False, "num_warps": 1}
-TALL = 32768
+PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 4096, "AHEAD": True, "num_warps": 4}
+GATED_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 4096, "AHEAD": True, "num_warps": 4}
 PACKED_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 256, "num_warps": 1, "num_stages": 2}
 GATED_PACKED_ROWS: dict[str, Any] = {"BLOCK_OUT": 32, "BLOCK_IN": 256, "num_warps": 4, "num_stages": 2}
 ENOUGH_PROGRAMS, GATED_PROGRAMS = 1536, 1152
@@ -54,12 +53,23 @@ def operands(weight: Tensor | Q4CudaWeight) -> tuple[Tensor, Tensor]:
 def row_settings(weight: Tensor | Q4CudaWeight, *, gated: bool) -> dict[str, Any]:
     """Return how to launch a product with one row."""
     if isinstance(weight, Tensor):
-        return {"PACKED": False, "AHEAD": False, **ONE_ROW}
-    n_out, n_in = weight.shape
-    settings = LONG_PACKED_ROW if n_in > LONG else PACKED_ROW
-    if n_out >= TALL:
-        settings = TALL_PACKED_ROW
-    return {"PACKED": True, "num_stages": 1, **(GATED_PACKED_ROW if gated else settings)}
+        return {
+            "PACKED": False,
+            "CHUNKS": triton.cdiv(weight.shape[1], ONE_ROW["BLOCK_IN"]),
+            "AHEAD": True,
+            "EARLY": 0,
+            **ONE_ROW,
+        }
+    n_in = weight.shape[1]
+    settings = {**(GATED_PACKED_ROW if gated else PACKED_ROW)}
+    settings["BLOCK_IN"] = min(settings["BLOCK_IN"], triton.next_power_of_2(n_in))
+    return {
+        "PACKED": True,
+        "CHUNKS": triton.cdiv(n_in, settings["BLOCK_IN"]),
+        "EARLY": 0,
+        "num_stages": 1,
+        **settings,
+    }
 
 
 def rows_settings(weight: Tensor | Q4CudaWeight, n_out: int, *, gated: bool = False) -> dict[str, Any]:
@@ -83,22 +93,38 @@ def tickets(device: torch.device) -> Tensor:
 
 
 @triton.jit
+def _dense_tile(weight, first, start, n_out, n_in, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr):
+    """Load weights [BLOCK_OUT, BLOCK_IN], from input `start` on."""
+    out, at = first + tl.arange(0, BLOCK_OUT), start + tl.arange(0, BLOCK_IN)
+    place = out[:, None].to(tl.int64) * n_in + at[None, :]
+    there = (out < n_out)[:, None] & (at < n_in)[None, :]
+    return tl.load(weight + place, there, 0.0, eviction_policy="evict_first")
+
+
+@triton.jit
 def dense_row(
-    x, gain, weight, up, first, n_out, n_in, eps, HAS_NORM: tl.constexpr, GATED: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
+    x, gain, weight, up, first, n_out, n_in, eps, HAS_NORM: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
+    CHUNKS: tl.constexpr, AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
     """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]; x [n_in], weight [n_out, n_in]."""
-    out, into = first + tl.arange(0, BLOCK_OUT), tl.arange(0, BLOCK_IN)
+    into = tl.arange(0, BLOCK_IN)
     total = tl.zeros([BLOCK_OUT, BLOCK_IN], tl.float32)
     other = tl.zeros([BLOCK_OUT, BLOCK_IN], tl.float32)
     squares = tl.zeros([BLOCK_IN], tl.float32)
-    for start in range(0, n_in, BLOCK_IN):
-        at = start + into
-        place = out[:, None].to(tl.int64) * n_in + at[None, :]
-        there = (out < n_out)[:, None] & (at < n_in)[None, :]
-        w = tl.load(weight + place, there, 0.0, eviction_policy="evict_first")
-        if GATED:
-            u = tl.load(up + place, there, 0.0, eviction_policy="evict_first")
+    w = _dense_tile(weight, first, 0, n_out, n_in, BLOCK_OUT, BLOCK_IN)
+    u = w
+    if GATED:
+        u = _dense_tile(up, first, 0, n_out, n_in, BLOCK_OUT, BLOCK_IN)
+    let_next_begin(EARLY == 1)
+    wait(EARLY)
+    let_next_begin(EARLY == 2)
+    for chunk in tl.static_range(CHUNKS):
+        next_w, next_u = w, u
+        if chunk + 1 < CHUNKS and AHEAD:
+            next_w = _dense_tile(weight, first, (chunk + 1) * BLOCK_IN, n_out, n_in, BLOCK_OUT, BLOCK_IN)
+            if GATED:
+                next_u = _dense_tile(up, first, (chunk + 1) * BLOCK_IN, n_out, n_in, BLOCK_OUT, BLOCK_IN)
+        at = chunk * BLOCK_IN + into
         held = tl.load(x + at, at < n_in, 0.0).to(tl.float32)
         if HAS_NORM:
             squares += held * held
@@ -106,6 +132,11 @@ def dense_row(
         total += w.to(tl.float32) * held[None, :]
         if GATED:
             other += u.to(tl.float32) * held[None, :]
+        if chunk + 1 < CHUNKS and not AHEAD:
+            next_w = _dense_tile(weight, first, (chunk + 1) * BLOCK_IN, n_out, n_in, BLOCK_OUT, BLOCK_IN)
+            if GATED:
+                next_u = _dense_tile(up, first, (chunk + 1) * BLOCK_IN, n_out, n_in, BLOCK_OUT, BLOCK_IN)
+        w, u = next_w, next_u
     result = tl.sum(total, 1)
     if HAS_NORM:
         factor = tl.rsqrt(tl.sum(squares, 0) / n_in + eps)
@@ -121,16 +152,33 @@ def dense_row(
 @triton.jit
 def one_row(
     x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, PACKED: tl.constexpr, HAS_NORM: tl.constexpr,
-    GATED: tl.constexpr, AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    GATED: tl.constexpr, EARLY: tl.constexpr, CHUNKS: tl.constexpr, AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
     """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]: x [n_in]."""
     if PACKED:
         result = packed_row(
-            x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, HAS_NORM, GATED, AHEAD, BLOCK_OUT,
-            BLOCK_IN // 32,
+            x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, HAS_NORM, GATED, EARLY, CHUNKS, AHEAD,
+            BLOCK_OUT, BLOCK_IN // 32,
         )  # fmt: skip
     else:
-        result = dense_row(x, gain, weight, up, first, n_out, n_in, eps, HAS_NORM, GATED, BLOCK_OUT, BLOCK_IN)
+        result = dense_row(
+            x,
+            gain,
+            weight,
+            up,
+            first,
+            n_out,
+            n_in,
+            eps,
+            HAS_NORM,
+            GATED,
+            EARLY,
+            CHUNKS,
+            AHEAD,
+            BLOCK_OUT,
+            BLOCK_IN,
+        )
     return result
 
 
@@ -138,12 +186,13 @@ def one_row(
 def _one_row(
     x, gain, weight, scales, up, up_scales, bias, residual, y, n_out, n_in, eps, HAS_NORM: tl.constexpr,
     GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PACKED: tl.constexpr,
-    AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    EARLY: tl.constexpr, CHUNKS: tl.constexpr, AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_OUT
     result = one_row(
-        x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, PACKED, HAS_NORM, GATED, AHEAD, BLOCK_OUT,
-        BLOCK_IN,
+        x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, PACKED, HAS_NORM, GATED, EARLY, CHUNKS, AHEAD,
+        BLOCK_OUT, BLOCK_IN,
     )  # fmt: skip
     out = first + tl.arange(0, BLOCK_OUT)
     if HAS_BIAS:
