@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from voxtral_pipes.kernels.early import let_next_begin, wait
+from voxtral_pipes.kernels.early import begin
 
 SCALE_ROWS = tl.constexpr(8)
 """Rows whose scales of one block lie beside each other: one wide load."""
@@ -88,12 +88,18 @@ def _greatest(a, b, c, d):
 
 
 @triton.jit
-def _input(x, gain, at, n_in, squares, HAS_NORM: tl.constexpr):
+def _input(x, gain, at, n_in, squares, HAS_NORM: tl.constexpr, WHOLE: tl.constexpr):
     """Load inputs as the product takes them, float32, and add their squares, before the gain, to `squares`."""
-    held = tl.load(x + at, at < n_in, 0.0).to(tl.float32)
-    if HAS_NORM:
-        squares += held * held
-        held *= tl.load(gain + at, at < n_in, 0.0).to(tl.float32)
+    if WHOLE:
+        held = tl.load(x + at).to(tl.float32)
+        if HAS_NORM:
+            squares += held * held
+            held *= tl.load(gain + at).to(tl.float32)
+    else:
+        held = tl.load(x + at, at < n_in, 0.0).to(tl.float32)
+        if HAS_NORM:
+            squares += held * held
+            held *= tl.load(gain + at, at < n_in, 0.0).to(tl.float32)
     return held, squares
 
 
@@ -104,7 +110,9 @@ def _to_integer(held, steps):
 
 
 @triton.jit
-def integers(x, gain, start, n_in, squares, HAS_NORM: tl.constexpr, BLOCKS: tl.constexpr):
+def integers(
+    x, gain, start, n_in, squares, HAS_NORM: tl.constexpr, WHOLE: tl.constexpr, BLOCKS: tl.constexpr
+):  # fmt: skip
     """Load BLOCKS blocks of the row, from block `start` on, as integers.
 
     Returns words of bytes int32 [4 BLOCKS], lower and upper ones of what even nibbles meet and of what odd ones meet,
@@ -112,14 +120,14 @@ def integers(x, gain, start, n_in, squares, HAS_NORM: tl.constexpr, BLOCKS: tl.c
     """
     word = tl.arange(0, 4 * BLOCKS)
     at = (start + word // 4) * 32 + word % 4
-    a, squares = _input(x, gain, at, n_in, squares, HAS_NORM)
-    b, squares = _input(x, gain, at + 4, n_in, squares, HAS_NORM)
-    c, squares = _input(x, gain, at + 8, n_in, squares, HAS_NORM)
-    d, squares = _input(x, gain, at + 12, n_in, squares, HAS_NORM)
-    e, squares = _input(x, gain, at + 16, n_in, squares, HAS_NORM)
-    f, squares = _input(x, gain, at + 20, n_in, squares, HAS_NORM)
-    g, squares = _input(x, gain, at + 24, n_in, squares, HAS_NORM)
-    h, squares = _input(x, gain, at + 28, n_in, squares, HAS_NORM)
+    a, squares = _input(x, gain, at, n_in, squares, HAS_NORM, WHOLE)
+    b, squares = _input(x, gain, at + 4, n_in, squares, HAS_NORM, WHOLE)
+    c, squares = _input(x, gain, at + 8, n_in, squares, HAS_NORM, WHOLE)
+    d, squares = _input(x, gain, at + 12, n_in, squares, HAS_NORM, WHOLE)
+    e, squares = _input(x, gain, at + 16, n_in, squares, HAS_NORM, WHOLE)
+    f, squares = _input(x, gain, at + 20, n_in, squares, HAS_NORM, WHOLE)
+    g, squares = _input(x, gain, at + 24, n_in, squares, HAS_NORM, WHOLE)
+    h, squares = _input(x, gain, at + 28, n_in, squares, HAS_NORM, WHOLE)
     # A number that is none must show in the result.
     top = tl.reshape(_greater(_greatest(a, b, c, d), _greatest(e, f, g, h)), [BLOCKS, 4])
     top = tl.reduce(top, 1, _greater)
@@ -135,23 +143,30 @@ def integers(x, gain, start, n_in, squares, HAS_NORM: tl.constexpr, BLOCKS: tl.c
 
 
 @triton.jit
-def tile(codes, scales, first, start, n_out, n_in, BLOCK_OUT: tl.constexpr, BLOCKS: tl.constexpr):
-    """Load words [BLOCK_OUT, 4 BLOCKS] and scales [BLOCK_OUT, BLOCKS], from block `start` on."""
+def tile(
+    codes, scales, first, start, n_out, n_in, WHOLE: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCKS: tl.constexpr
+):  # fmt: skip
+    """Load words [BLOCK_OUT, 4 BLOCKS] and scales [BLOCK_OUT, BLOCKS], from block `start` on.
+
+    WHOLE says that tiles do not reach past the end.
+    """
     n_blocks = n_in // 32
     out, word, block = tl.arange(0, BLOCK_OUT), tl.arange(0, 4 * BLOCKS), tl.arange(0, BLOCKS)
-    inside = (first + out < n_out)[:, None]
     codes += first.to(tl.int64) * (4 * n_blocks) + 4 * start
-    w = tl.load(
-        codes + (out[:, None] * (4 * n_blocks) + word[None, :]),
-        inside & (word < 4 * (n_blocks - start))[None, :], 0, eviction_policy="evict_first",
-    )  # fmt: skip
+    codes += out[:, None] * (4 * n_blocks) + word[None, :]
     first = tl.multiple_of(first, BLOCK_OUT)
     row = first + out
     place = (row // SCALE_ROWS * (n_blocks * SCALE_ROWS) + row % SCALE_ROWS)[:, None]
-    s = tl.load(
-        scales + start * SCALE_ROWS + place + (block * SCALE_ROWS)[None, :],
-        inside & (block < n_blocks - start)[None, :], 0.0,
-    )  # fmt: skip
+    scales += start * SCALE_ROWS + place + (block * SCALE_ROWS)[None, :]
+    if WHOLE:
+        w = tl.load(codes, eviction_policy="evict_first")
+        s = tl.load(scales)
+    else:
+        inside = (row < n_out)[:, None]
+        w = tl.load(
+            codes, inside & (word < 4 * (n_blocks - start))[None, :], 0, eviction_policy="evict_first"
+        )
+        s = tl.load(scales, inside & (block < n_blocks - start)[None, :], 0.0)
     return w, s
 
 
@@ -197,7 +212,7 @@ def multiply(
 @triton.jit
 def packed_row(
     x, gain, codes, scales, up, up_scales, first, n_out, n_in, eps, HAS_NORM: tl.constexpr, GATED: tl.constexpr,
-    EARLY: tl.constexpr, CHUNKS: tl.constexpr, AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    EARLY: tl.constexpr, CHUNKS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_OUT: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]; run 4.
@@ -205,34 +220,25 @@ def packed_row(
     CHUNKS tiles of BLOCKS blocks hold the row; a tile is asked for before the one before it is multiplied.  What the
     kernel before wrote is read from the first multiplication on.
     """
-    w, s = tile(codes, scales, first, 0, n_out, n_in, BLOCK_OUT, BLOCKS)
+    w, s = tile(codes, scales, first, 0, n_out, n_in, WHOLE, BLOCK_OUT, BLOCKS)
     u, t = w, s
     if GATED:
-        u, t = tile(up, up_scales, first, 0, n_out, n_in, BLOCK_OUT, BLOCKS)
-    let_next_begin(EARLY == 1)
-    wait(EARLY)
-    let_next_begin(EARLY == 2)
+        u, t = tile(up, up_scales, first, 0, n_out, n_in, WHOLE, BLOCK_OUT, BLOCKS)
+    begin(EARLY)
     total = tl.zeros([BLOCK_OUT, BLOCKS], tl.float32)
     other = tl.zeros([BLOCK_OUT, BLOCKS], tl.float32)
     squares = tl.zeros([4 * BLOCKS], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         next_w, next_s, next_u, next_t = w, s, u, t
-        if chunk + 1 < CHUNKS and AHEAD:
-            next_w, next_s = tile(codes, scales, first, (chunk + 1) * BLOCKS, n_out, n_in, BLOCK_OUT, BLOCKS)
+        if chunk + 1 < CHUNKS:
+            start = (chunk + 1) * BLOCKS
+            next_w, next_s = tile(codes, scales, first, start, n_out, n_in, WHOLE, BLOCK_OUT, BLOCKS)
             if GATED:
-                next_u, next_t = tile(
-                    up, up_scales, first, (chunk + 1) * BLOCKS, n_out, n_in, BLOCK_OUT, BLOCKS
-                )
-        a, b, c, d, steps, squares = integers(x, gain, chunk * BLOCKS, n_in, squares, HAS_NORM, BLOCKS)
+                next_u, next_t = tile(up, up_scales, first, start, n_out, n_in, WHOLE, BLOCK_OUT, BLOCKS)
+        a, b, c, d, steps, squares = integers(x, gain, chunk * BLOCKS, n_in, squares, HAS_NORM, WHOLE, BLOCKS)
         total += multiply(w, s, a, b, c, d, steps, BLOCK_OUT, BLOCKS)
         if GATED:
             other += multiply(u, t, a, b, c, d, steps, BLOCK_OUT, BLOCKS)
-        if chunk + 1 < CHUNKS and not AHEAD:
-            next_w, next_s = tile(codes, scales, first, (chunk + 1) * BLOCKS, n_out, n_in, BLOCK_OUT, BLOCKS)
-            if GATED:
-                next_u, next_t = tile(
-                    up, up_scales, first, (chunk + 1) * BLOCKS, n_out, n_in, BLOCK_OUT, BLOCKS
-                )
         w, s, u, t = next_w, next_s, next_u, next_t
     result, factor = tl.sum(total, 1), 1.0
     if HAS_NORM:
