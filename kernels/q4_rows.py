@@ -8,9 +8,9 @@ The blocks of a file (formats.md section 0) cannot be read in wide words.  On th
              block of 8 rows beside each other
     R = 32   for a few rows: one nibble of 32 words is one block, and a tile of the tensor core
 
-Products with one row are in `q4_row`.  Of a few rows, a code becomes a float without a conversion: set into the mantissa
-of 2^23 / 2^p, p being where its nibble lies, it adds itself.  Codes and rows are bfloat16, both exact, and the scale is
-applied to the float32 sums of each block.
+Products with one row are in `q4_row`.  Of a few rows, a code becomes a float without a conversion: set into the
+mantissa of 2^23 / 2^p, p being where its nibble lies, it adds itself.  Codes and rows are bfloat16, both exact, and the
+scale is applied to the float32 sums of each block.
 
 Equal to, up to rounding: the same product by `reference.dequantize` in float32.
 """

@@ -139,7 +139,7 @@ def test_one_row_as_of_many_outputs(
 
 
 @pytest.mark.parametrize("run", [0, 4])
-@pytest.mark.parametrize(("norm", "gated"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("norm", "gated"), [(False, False), (True, True)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_inputs_that_are_not_finite_show(
     cases: Cases, value: float, norm: bool, gated: bool, run: int
@@ -164,7 +164,7 @@ def test_sums_of_packed_rows(cases: Cases, n_in: int, n_out: int, sums: int, cou
     ("heads", "groups", "width", "n_in", "capacity", "window", "positions", "steps", "run"),
     odd_and(
         [
-            (6, 2, 16, 96, 20, 15, 28, 1, 4),
+            (6, 2, 16, 96, 7, 5, 10, 1, 4),
             (3, 3, 32, 64, 24, 9, 40, 4, 0),
             (3, 3, 16, 96, 24, 20, 36, 4, 32),
             (4, 2, 16, 40, 12, 5, 21, 7, 0),
