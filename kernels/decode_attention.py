@@ -11,12 +11,14 @@ Position and length are read on the device, so that one CUDA graph serves every 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from voxtral_pipes.kernels.early import begin, overlapped
 from voxtral_pipes.kernels.packed import Q4CudaWeight
 from voxtral_pipes.kernels.rows import (
     MAX_ROWS,
@@ -25,15 +27,15 @@ from voxtral_pipes.kernels.rows import (
     one_row,
     operands,
     part_sums,
+    row_settings,
     rows_settings,
     tickets,
 )
 
 PARTS = 16
 """Of the ring, for each group of heads; with 8 groups that is a program for nearly every multiprocessor."""
-BLOCK_KEYS = 64
-BLOCK_OUT, DENSE_IN, PACKED_IN = 8, 512, 1024
-"""Of the projections of one position; a block of outputs holds whole pairs and lies in one head."""
+ONE_KEYS, FEW_KEYS = 32, 64
+"""Keys at a time, for one position and for several."""
 BLOCK_PAIRS = 64
 
 Projections = tuple[Tensor | Q4CudaWeight, Tensor | Q4CudaWeight, Tensor | Q4CudaWeight]
@@ -43,9 +45,10 @@ Projections = tuple[Tensor | Q4CudaWeight, Tensor | Q4CudaWeight, Tensor | Q4Cud
 @triton.jit
 def _project(
     x, gain, wq, wk, wv, sq, sk, sv, turn, q, keys, values, position, n_q, n_kv, n_in, capacity, eps,
-    HEAD: tl.constexpr, PACKED: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    HEAD: tl.constexpr, PACKED: tl.constexpr, EARLY: tl.constexpr, CHUNKS: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """Each program makes a block of the outputs of one projection; blocks do not cross heads."""
+    """Each program makes a block of the outputs of one projection: whole pairs, all of one head."""
     program = tl.program_id(0)
     q_blocks, kv_blocks = n_q // BLOCK_OUT, n_kv // BLOCK_OUT
     if program < q_blocks:
@@ -55,8 +58,8 @@ def _project(
     else:
         weight, scales, first, n_out = wv, sv, (program - q_blocks - kv_blocks) * BLOCK_OUT, n_kv
     total = one_row(
-        x, gain, weight, scales, weight, scales, first, n_out, n_in, eps, PACKED, True, False, True,
-        BLOCK_OUT, BLOCK_IN,
+        x, gain, weight, scales, weight, scales, first, n_out, n_in, eps, PACKED, True, False, EARLY,
+        CHUNKS, WHOLE, BLOCK_OUT, BLOCK_IN,
     )  # fmt: skip
     if program < q_blocks + kv_blocks:
         pair = (first % HEAD) // 2 + tl.arange(0, BLOCK_OUT // 2)
@@ -139,12 +142,14 @@ def _turn_and_store(
 def _attend(
     q, keys, values, position, mixed, tops, sums, y, counters, capacity, window, scale, steps, n_q,
     GROUP: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Grid (groups, PARTS): all queries of one group over one part of the ring; its last program merges.
 
     Row r asks for position `r // GROUP` of the step with head `r % GROUP` of the group.
     """
     group, part = tl.program_id(0), tl.program_id(1)
+    begin(EARLY)
     first = tl.load(position)
     last = first + steps - 1
     held = tl.minimum(last + 1, capacity)
@@ -197,7 +202,9 @@ def _attend(
         tl.store(counters + group, 0)
 
 
-def _attend_ring(q: Tensor, keys: Tensor, values: Tensor, position: Tensor, window: int) -> Tensor:
+def _attend_ring(
+    q: Tensor, keys: Tensor, values: Tensor, position: Tensor, window: int, settings: dict[str, Any]
+) -> Tensor:
     """Attend to the ring: q [T, H, D] -> [T, H D]."""
     steps, heads, head_dim = q.shape
     n_kv_heads, capacity, _ = keys.shape
@@ -208,7 +215,7 @@ def _attend_ring(q: Tensor, keys: Tensor, values: Tensor, position: Tensor, wind
     _attend[(n_kv_heads, PARTS)](
         q, keys, values, position, mixed, tops, sums, y, tickets(q.device), capacity, window,
         1 / math.sqrt(head_dim), steps, heads * head_dim, GROUP=group, HEAD=head_dim, PARTS=PARTS, ROWS=MAX_ROWS,
-        BLOCK_KEYS=BLOCK_KEYS, num_warps=4,
+        num_warps=4, **settings,
     )  # fmt: skip
     return y
 
@@ -233,13 +240,13 @@ def attend_one(
     n_q, n_kv, n_in = weights[0].shape[0], weights[1].shape[0], x.shape[1]
     matrices, scales = zip(*map(operands, weights), strict=True)
     q = torch.empty(1, n_q // head_dim, head_dim, device=x.device, dtype=x.dtype)
-    packed = isinstance(weights[0], Q4CudaWeight)
-    _project[((n_q + 2 * n_kv) // BLOCK_OUT,)](
+    settings = row_settings(weights[0], n_q + 2 * n_kv, device=x.device)
+    _project[((n_q + 2 * n_kv) // settings["BLOCK_OUT"],)](
         x, norm, *matrices, *scales, torch.view_as_real(turn), q, keys,
-        values, position, n_q, n_kv, n_in, capacity, eps, HEAD=head_dim, PACKED=packed, BLOCK_OUT=BLOCK_OUT,
-        BLOCK_IN=PACKED_IN if packed else DENSE_IN, num_warps=4, num_stages=1,
+        values, position, n_q, n_kv, n_in, capacity, eps, HEAD=head_dim, **settings,
     )  # fmt: skip
-    return _attend_ring(q, keys, values, position, window)
+    attend = {"BLOCK_KEYS": ONE_KEYS, **overlapped(x.device)}
+    return _attend_ring(q, keys, values, position, window, attend)
 
 
 def three_products(
@@ -285,4 +292,4 @@ def attend_few(
         qkv, torch.view_as_real(turn), q, keys,
         values, position, n_q, n_kv, capacity, HEAD=head_dim, BLOCK=BLOCK_PAIRS, num_warps=1,
     )  # fmt: skip
-    return _attend_ring(q, keys, values, position, window)
+    return _attend_ring(q, keys, values, position, window, {"BLOCK_KEYS": FEW_KEYS, "EARLY": 0})

@@ -80,7 +80,7 @@ class Q4CudaWeight:
     codes: Tensor
     """int32 [out, words]."""
     scales: Tensor
-    """float16, [out, in / 32] with run 4, [in / 32, out] with run 32."""
+    """float16, [out / 8, in / 32, 8] with run 4, [in / 32, out] with run 32."""
     run: int
     shape: tuple[int, int]
     """(out, in), in weights."""

@@ -4,12 +4,13 @@ The blocks of a file (formats.md section 0) cannot be read in wide words.  On th
 18 bytes for 32 weights as before, and eight codes share a 32-bit word: with a run R, nibble i of word g R + j is weight
 8 R g + R i + j of its row.
 
-    R = 4    for one row: four words, one wide load, are one block and need one scale
+    R = 4    for one row: four words, one wide load, are one block; nibbles in two's complement, and the scales of a
+             block of 8 rows beside each other
     R = 32   for a few rows: one nibble of 32 words is one block, and a tile of the tensor core
 
-A code becomes a float without a conversion: set into the mantissa of 2^23 / 2^p, p being where its nibble lies, it
-adds itself.  Products with one row are float32; of a few rows, codes and rows are bfloat16, both exact, and the scale
-is applied to the float32 sums of each block.
+Products with one row are in `q4_row`.  Of a few rows, a code becomes a float without a conversion: set into the
+mantissa of 2^23 / 2^p, p being where its nibble lies, it adds itself.  Codes and rows are bfloat16, both exact, and the
+scale is applied to the float32 sums of each block.
 
 Equal to, up to rounding: the same product by `reference.dequantize` in float32.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,6 +28,7 @@ from torch import Tensor
 from voxtral_pipes.kernels.packed import BLOCK_WEIGHTS, PackedWeight, Q4CudaWeight
 
 ONE_RUN, FEW_RUN = 4, 32
+SCALE_ROWS = 8
 CODES = 8
 """In a word."""
 REPACKED_ROWS = 4096
@@ -39,6 +42,8 @@ def to_cuda_layout(weight: PackedWeight, run: int) -> Q4CudaWeight:
     words = torch.zeros(n_out, groups, run, device=weight.device, dtype=torch.int32)
     for first in range(0, n_out, REPACKED_ROWS):
         packed = weight.blocks[first : first + REPACKED_ROWS, :, 2:]
+        if run == ONE_RUN:
+            packed = packed ^ 0x88
         codes = torch.zeros(len(packed), groups * CODES * run, device=weight.device, dtype=torch.uint8)
         codes[:, :n_in] = torch.cat((packed & 15, packed >> 4), dim=-1).flatten(1)
         for i, nibble in enumerate(codes.view(-1, groups, CODES, run).unbind(2)):
@@ -48,6 +53,8 @@ def to_cuda_layout(weight: PackedWeight, run: int) -> Q4CudaWeight:
         whole = torch.zeros(groups * CODES, n_out, device=weight.device, dtype=torch.float16)
         whole[: scales.shape[1]] = scales.t()
         scales = whole
+    else:
+        scales = F.pad(scales, (0, 0, 0, -n_out % SCALE_ROWS)).unflatten(0, (-1, SCALE_ROWS)).mT
     return Q4CudaWeight(words.flatten(1), scales.contiguous(), run, (n_out, n_in))
 
 
@@ -59,72 +66,6 @@ def code(words, N: tl.constexpr):
     one: tl.constexpr = (150 - p) << 23
     zero: tl.constexpr = (1 << (23 - p)) + 8.0
     return ((turned & (15 << p)) | one).to(tl.float32, bitcast=True) - zero
-
-
-@triton.jit
-def _tile(codes, scales, out, start, n_out, n_blocks, BLOCKS: tl.constexpr):
-    """Load words [out, 4 BLOCKS] and scales [out, BLOCKS] of run 4, from block `start` on."""
-    word, block = 4 * start + tl.arange(0, 4 * BLOCKS), start + tl.arange(0, BLOCKS)
-    row = out[:, None].to(tl.int64)
-    inside = (out < n_out)[:, None]
-    w = tl.load(
-        codes + row * (4 * n_blocks) + word[None, :], inside & (word < 4 * n_blocks)[None, :], 0,
-        eviction_policy="evict_first",
-    )  # fmt: skip
-    s = tl.load(scales + row * n_blocks + block[None, :], inside & (block < n_blocks)[None, :], 0.0)
-    return w, s
-
-
-@triton.jit
-def packed_row(
-    x, gain, codes, scales, up, up_scales, first, n_out, n_in, eps, HAS_NORM: tl.constexpr, GATED: tl.constexpr,
-    AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]; run 4.
-
-    With AHEAD, and no gate, a tile is asked for before the last one is multiplied.
-    """
-    tl.static_assert(not (AHEAD and GATED))
-    out, n_blocks = first + tl.arange(0, BLOCK_OUT), n_in // 32
-    total = tl.zeros([BLOCK_OUT, BLOCKS], tl.float32)
-    other = tl.zeros([BLOCK_OUT, BLOCKS], tl.float32)
-    squares = tl.zeros([4 * BLOCKS], tl.float32)
-    if AHEAD:
-        w, s = _tile(codes, scales, out, 0, n_out, n_blocks, BLOCKS)
-    for start in range(0, n_blocks, BLOCKS):
-        if AHEAD:
-            next_w, next_s = _tile(codes, scales, out, start + BLOCKS, n_out, n_blocks, BLOCKS)
-        else:
-            w, s = _tile(codes, scales, out, start, n_out, n_blocks, BLOCKS)
-        if GATED:
-            u, t = _tile(up, up_scales, out, start, n_out, n_blocks, BLOCKS)
-        word = 4 * start + tl.arange(0, 4 * BLOCKS)
-        part = tl.zeros([BLOCK_OUT, 4 * BLOCKS], tl.float32)
-        beside = tl.zeros([BLOCK_OUT, 4 * BLOCKS], tl.float32)
-        for i in tl.static_range(8):
-            at = word // 4 * 32 + 4 * i + word % 4
-            held = tl.load(x + at, at < n_in, 0.0).to(tl.float32)
-            if HAS_NORM:
-                squares += held * held
-                held *= tl.load(gain + at, at < n_in, 0.0).to(tl.float32)
-            part += code(w, i) * held[None, :]
-            if GATED:
-                beside += code(u, i) * held[None, :]
-        total += tl.sum(tl.reshape(part, [BLOCK_OUT, BLOCKS, 4]), 2) * s.to(tl.float32)
-        if GATED:
-            other += tl.sum(tl.reshape(beside, [BLOCK_OUT, BLOCKS, 4]), 2) * t.to(tl.float32)
-        if AHEAD:
-            w, s = next_w, next_s
-    result = tl.sum(total, 1)
-    if HAS_NORM:
-        factor = tl.rsqrt(tl.sum(squares, 0) / n_in + eps)
-        result *= factor
-    if GATED:
-        up_result = tl.sum(other, 1)
-        if HAS_NORM:
-            up_result *= factor
-        result = result * tl.sigmoid(result) * up_result
-    return result
 
 
 @triton.jit
@@ -166,10 +107,14 @@ def _unpack(
     row, there = out[:, None].to(tl.int64), (out < n_out)[:, None] & (at < n_in)[None, :]
     word, nibble = at // (8 * RUN) * RUN + at % RUN, at % (8 * RUN) // RUN
     w = tl.load(codes + row * (tl.cdiv(n_in, 8 * RUN) * RUN) + word[None, :], there, 0)
-    place = row * (n_in // 32) + at[None, :] // 32 if RUN == 4 else at[None, :] // 32 * n_out + row
+    block = at[None, :] // 32
+    place = (row // 8 * (n_in // 32) + block) * 8 + row % 8 if RUN == 4 else block * n_out + row
     s = tl.load(scales + place, there, 0.0).to(tl.float32)
+    held = w >> (4 * nibble)[None, :]
+    if RUN == 4:
+        held ^= 8
     # As in `code`, with the nibble shifted to where 16 is added to it.
-    value = ((((w >> (4 * nibble)[None, :]) & 15) << 19) | 0x41800000).to(tl.float32, bitcast=True) - 24.0
+    value = (((held & 15) << 19) | 0x41800000).to(tl.float32, bitcast=True) - 24.0
     tl.store(y + row * n_in + at[None, :], value * s, there)
 
 
@@ -185,8 +130,9 @@ def _look_up(
         if HAS_OFFSETS:
             row += tl.load(offsets + k)
         w = tl.load(codes + row * (n_in // 8) + at // 32 * 4 + at % 4, at < n_in, 0)
-        s = tl.load(scales + row * (n_in // 32) + at // 32, at < n_in, 0.0).to(tl.float32)
-        total += (((w >> (at % 32 // 4 * 4)) & 15) - 8).to(tl.float32) * s
+        place = (row // 8 * (n_in // 32) + at // 32) * 8 + row % 8
+        s = tl.load(scales + place, at < n_in, 0.0).to(tl.float32)
+        total += ((w << (28 - at % 32 // 4 * 4)) >> 28).to(tl.float32) * s
     tl.store(y + tl.program_id(0) * n_in + at, total, at < n_in)
 
 

@@ -67,6 +67,20 @@ class Cases:
         expected = expected + beside.float() + bias.float() if residual else expected
         return float((got - expected).abs().max())
 
+    def unlike_numbers(self, n_in: int, run: int, value: float, *, norm: bool, gated: bool) -> bool:
+        """Tell whether one input that is not finite leaves no output finite."""
+        from voxtral_pipes.kernels.rows import linear_rows
+
+        x, (weight, _), (up, _) = self.draw(1, n_in), self.matrix(9, n_in, run), self.matrix(9, n_in, run)
+        given: dict[str, Any] = {"norm": self.norm(n_in), "eps": EPS} if norm else {}
+        given |= {"up": up} if gated else {}
+        shows = True
+        for place in (0, n_in - 1):
+            wrong = x.clone()
+            wrong[0, place] = value
+            shows &= not linear_rows(wrong, weight, dtype=torch.float32, **given).isfinite().any().item()
+        return shows
+
     def unpack(self, n_in: int, n_out: int, run: int) -> float:
         from voxtral_pipes.kernels.q4_rows import unpack
 

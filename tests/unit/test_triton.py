@@ -55,8 +55,8 @@ def cases() -> Cases:
 @pytest.mark.parametrize(
     ("rows", "n_in", "n_out"),
     odd_and(
-        [(1, 96, 80), (1, 1300, 7), (2, 300, 36), (6, 530, 50), (16, 64, 17)],
-        [(1, 3072, 9216), (1, 9216, 3072), (6, 3072, 9216), (2, 9216, 3072)],
+        [(1, 96, 80), (1, 1300, 7), (1, 4200, 5), (1, 1024, 12), (2, 300, 36), (6, 530, 50), (16, 64, 17)],
+        [(1, 4096, 3072), (1, 3072, 9216), (1, 9216, 3072), (6, 3072, 9216), (2, 9216, 3072)],
     ),
 )
 def test_products_of_a_few_rows(
@@ -101,14 +101,23 @@ def test_one_position_of_attention(
     ("rows", "n_in", "n_out", "run"),
     odd_and(
         [
+            (1, 32, 9, 4),
             (1, 96, 80, 4),
             (1, 1312, 7, 4),
+            (1, 2048, 24, 4),
+            (1, 4160, 5, 4),
             (1, 96, 9, 32),
             (2, 320, 36, 32),
             (6, 544, 50, 32),
             (16, 2080, 17, 32),
         ],
-        [(1, 3072, 9216, 4), (1, 9216, 3072, 4), (6, 3072, 9216, 32), (4, 5120, 1280, 32)],
+        [
+            (1, 4096, 3072, 4),
+            (1, 3072, 9216, 4),
+            (1, 9216, 3072, 4),
+            (6, 3072, 9216, 32),
+            (4, 5120, 1280, 32),
+        ],
     ),
 )
 def test_products_with_packed_weights(
@@ -116,6 +125,26 @@ def test_products_with_packed_weights(
 ) -> None:
     given = {"norm": norm, "gated": gated, "residual": residual}
     assert cases.linear_rows(rows, n_in, n_out, run=run, **given) < TOLERANCE
+
+
+@pytest.mark.parametrize("run", [0, 4])
+@pytest.mark.parametrize(("n_in", "n_out"), [(96, 20), (1056, 19), (1024, 24)])
+def test_one_row_as_of_many_outputs(
+    monkeypatch: pytest.MonkeyPatch, cases: Cases, n_in: int, n_out: int, run: int
+) -> None:
+    """Their settings are others; so many would take the interpreter long."""
+    monkeypatch.setattr("voxtral_pipes.kernels.rows.WIDE", 16)
+    given = {"norm": True, "gated": False, "residual": True}
+    assert cases.linear_rows(1, n_in, n_out, run=run, **given) < TOLERANCE
+
+
+@pytest.mark.parametrize("run", [0, 4])
+@pytest.mark.parametrize(("norm", "gated"), [(False, False), (True, True)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_inputs_that_are_not_finite_show(
+    cases: Cases, value: float, norm: bool, gated: bool, run: int
+) -> None:
+    assert cases.unlike_numbers(160, run, value, norm=norm, gated=gated)
 
 
 @pytest.mark.parametrize("run", [4, 32])
@@ -135,7 +164,7 @@ def test_sums_of_packed_rows(cases: Cases, n_in: int, n_out: int, sums: int, cou
     ("heads", "groups", "width", "n_in", "capacity", "window", "positions", "steps", "run"),
     odd_and(
         [
-            (6, 2, 16, 96, 20, 15, 28, 1, 4),
+            (6, 2, 16, 96, 7, 5, 10, 1, 4),
             (3, 3, 32, 64, 24, 9, 40, 4, 0),
             (3, 3, 16, 96, 24, 20, 36, 4, 32),
             (4, 2, 16, 40, 12, 5, 21, 7, 0),
