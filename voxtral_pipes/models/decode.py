@@ -132,8 +132,8 @@ class Decoder:
             self._ffn_norms[delay_tokens] = known
         return known
 
-    def warm(self, state: StackState, prompt: int) -> None:
-        """Record the steps of a prompt of so many positions and of a single one ahead of the first audio."""
+    def warm(self, state: StackState, *passes: int) -> None:
+        """Record first passes of so many positions each, and the step of a single one, ahead of the first audio."""
         batch = state.kv.keys.shape[1]
         self.stack.warm(
             state,
@@ -145,7 +145,7 @@ class Decoder:
                     torch.zeros(batch, n, dtype=torch.int64, device=self.device),
                     record=True,
                 )
-                for n in (prompt, 1)
+                for n in (*(n for n in passes if n > 1), 1)
             ),
         )
 
@@ -166,8 +166,7 @@ class Decoder:
         A single position is recorded on CUDA, several only with `record`.
         """
         record |= audio.shape[1] == 1
-        pending = self.stack.start(state, audio.shape[1], audio, tokens, record=record)
-        return (lambda: pending().cpu()) if state.to_host else pending
+        return self.stack.start(state, audio.shape[1], audio, tokens, record=record)
 
     def _run(
         self, kv: RingKV, norms: tuple[Tensor, ...], audio: Tensor, tokens: Tensor, turn: Tensor, span: Span
