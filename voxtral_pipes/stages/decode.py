@@ -1,9 +1,9 @@
 """embeds -> token ids: the schedule of asr.md section 11, one id for each position from the prompt's last on.
 
-Latency: none; a position runs when its embedding is there.  A file's prompt runs in one pass once it is complete.  Of a
-live stream's prompt only the left padding does, which is there before the first sound; the positions behind it run one by
-one as they come, so that the first id costs no more than any other.  Which positions run together follows from the `open`
-frame alone, never from how the input was cut.
+Latency: none; a position runs when its embedding is there.  A file's prompt runs in one pass once it is complete.  Of
+a live stream's prompt only the left padding does, which is there before the first sound; the positions behind it run
+one by one as they come, so that the first id costs no more than any other.  Which positions run together follows from
+the `open` frame alone, never from how the input was cut.
 """
 
 from __future__ import annotations
