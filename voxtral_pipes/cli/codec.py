@@ -81,7 +81,8 @@ def _work(args: argparse.Namespace, log: edge.Log) -> int:
     stage = make(args, source, log)
     sink = _sink(args, output, stage.codec.config.rate_hz, log)
     rows = _Rows(edge.passing_errors(FrameReader(source), log))
-    drive = Drive(stage, rows if output is None else Turns(rows, NEEDS, NAME).run(), report=log.error)
+    frames = rows if output is None else Turns(rows, NEEDS, NAME).run()
+    drive = Drive(stage, frames, report=log.error, ready=edge.settle)
     try:
         play(drive.run(), sink)
     finally:
