@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 16
 """Rows that share one reading of the weights (`rows.MAX_ROWS`, which needs triton to be read)."""
-FLOAT_ROWS = (1, 2, 4, 8)
-"""Rows for which there is a kernel in float32: those of a codec frame on its way."""
+FLOAT_ROWS = (1, 2, 4, 8, 16, 32, 64)
+"""Rows for which there is a kernel in float32: those of a few codec frames on their way (`float_rows.ROWS`)."""
 MIN_HEAD = 16
 """Narrowest head of the Triton kernels: a tile of the tensor core."""
 
@@ -56,7 +56,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
         if dtype == torch.bfloat16 and wants_triton():
             how = "Triton kernels for up to 16 rows of BF16 or Q4_0 weights, cuBLAS for more; Q8_0 as BF16"
         elif wants_triton():
-            how = "Triton kernels for up to 8 rows of dense weights, plain torch for the rest"
+            how = "Triton kernels for up to 64 rows of dense weights, plain torch for the rest"
         elif not has_triton():
             how += " (triton is not installed)"
         how += ", in CUDA graphs"
@@ -91,7 +91,7 @@ def fits_triton_heads(x: Tensor, head_dim: int, *weights: Weight) -> bool:
 
 
 def fits_float(x: Tensor, *weights: Weight) -> bool:
-    """Tell whether the float32 Triton kernels multiply these weights by x [..., N]: 1, 2, 4 or 8 rows on CUDA."""
+    """Tell whether the float32 Triton kernels multiply these weights by x [..., N]: 1, 2, 4 .. 64 rows on CUDA."""
     return (
         x.is_cuda
         and x.dtype == torch.float32
@@ -99,6 +99,11 @@ def fits_float(x: Tensor, *weights: Weight) -> bool:
         and wants_triton()
         and x.numel() // x.shape[-1] in FLOAT_ROWS
     )
+
+
+def fits_window(q: Tensor) -> bool:
+    """Tell whether `attend_window` takes these queries [B, T, N]: one stream in float32 on CUDA."""
+    return q.is_cuda and q.dtype == torch.float32 and q.shape[0] == 1 and wants_triton()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -286,6 +291,28 @@ def attend_few(
     return decode_attention.attend_few(x, norm, eps, weights, biases, *ring)
 
 
+def attend_window(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gains: tuple[Tensor, Tensor],
+    eps: float,
+    slopes: Tensor,
+    held_keys: Tensor,
+    held_values: Tensor,
+) -> Tensor:
+    """Attend with the next positions of a codec's layer where `fits_window`: q, k, v [1, T, N], result alike.
+
+    See `codec_window.attend_window`; what is held is [1, W, H, D], contiguous, and written in place.
+    """
+    from voxtral_pipes.kernels import codec_window
+
+    width = q.shape[-1]
+    asked, keys, values = (t.reshape(-1, width).contiguous() for t in (q, k, v))
+    held = held_keys.view(-1, width), held_values.view(-1, width)
+    return codec_window.attend_window(asked, keys, values, gains, eps, slopes, *held)[None]
+
+
 def flow_mix(
     y: Tensor, norm: Tensor, eps: float, weights: Projections, head_dim: int, queries: int
 ) -> Tensor:
@@ -318,6 +345,7 @@ def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: KernelWeight) -> Te
 __all__ = [
     "add_linear",
     "attend_few",
+    "attend_window",
     "attention",
     "check_kernels",
     "choose",
@@ -327,6 +355,7 @@ __all__ = [
     "fits_float",
     "fits_triton",
     "fits_triton_heads",
+    "fits_window",
     "flow_mix",
     "flow_move",
     "head",

@@ -302,8 +302,8 @@ class Output:
 def settle() -> None:
     """Have the collector of cycles look no more at what has been loaded.
 
-    A command that has imported torch holds some 200,000 objects.  To look through them takes longer than a live tick has,
-    and may fall into any of them.
+    A command that has imported torch holds some 200,000 objects.  To look through them takes longer than a live tick
+    has, and may fall into any of them.
     """
     gc.freeze()
 

@@ -59,7 +59,7 @@ class CodecState:
 
     `held` has what the next step reads; before the first frame, nothing:
     LATENTS [B, latent, 2], the last latents; ("doubling", i, 0) [B, dim, 1], the last input column;
-    ("keys" or "values", stage, layer) [B, H, at most W, D], keys normed; COLUMNS [B, dim, 6], before the output.
+    ("keys" or "values", stage, layer) [B, at most W, H, D], keys normed; COLUMNS [B, dim, 6], before the output.
     """
 
     def __init__(self, run: Callable[[CodecState, Tensor], Tensor]) -> None:
@@ -285,18 +285,26 @@ class Codec:
         """
         projections = layer.wq.weight, layer.wk.weight, layer.wv.weight
         q, k, v = ops.norm_linears(x, layer.attention_norm, self.config.norm_eps, projections)
-        q, k = (
-            ops.rms_norm(t, g, self.config.qk_norm_eps) for t, g in ((q, layer.q_norm), (k, layer.k_norm))
-        )
-        q, k, v = (t.unflatten(-1, (self.config.n_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        for name, new in (("keys", k), ("values", v)):
-            before = state.held.get((name, *where))
-            joined = new if before is None else torch.cat((before, new), dim=2)
-            state.hold((name, *where), joined[:, :, -window:])
-            k, v = (joined, v) if name == "keys" else (k, joined)
+        gains, eps = (layer.q_norm, layer.k_norm), self.config.qk_norm_eps
+        keys, values = (("keys", *where), ("values", *where))
+        held = state.held.get(keys)
+        if held is not None and held.shape[1] == window and ops.fits_window(q):
+            return ops.attend_window(q, k, v, gains, eps, self.slopes, held, state.held[values])
+        q, k = (ops.rms_norm(t, gain, eps) for t, gain in zip((q, k), gains, strict=True))
+        q, k, v = (t.unflatten(-1, (self.config.n_heads, -1)) for t in (q, k, v))
+        k, v = self._join(state, keys, k, window), self._join(state, values, v, window)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q.shape[2], k.shape[2], window))
         by_position: Tensor = mixed.transpose(1, 2).flatten(2)
         return by_position
+
+    @staticmethod
+    def _join(state: CodecState, key: Key, new: Tensor, window: int) -> Tensor:
+        """Return what is held and `new` behind it, [B, T, H, D]; hold the last `window` of it."""
+        before = state.held.get(key)
+        joined = new if before is None else torch.cat((before, new), dim=1)
+        state.hold(key, joined[:, -window:])
+        return joined
 
     def _bias(self, steps: int, seen: int, window: int) -> Tensor:
         """Return what ALiBi adds to the scores of the last `steps` of `seen` keys, [H, steps, seen]."""

@@ -260,8 +260,8 @@ class Drive:
     """Runs a stage over frames: `list(Drive(stage, frames).run())` is a whole stage in a test.
 
     An error inside one stream closes that stream with an error frame and the others go on; `report` gets the
-    line to print, and `ready` is called when the stage is.  Errors of the frame sequence itself propagate to the caller,
-    which ends the pipe.
+    line to print, and `ready` is called when the stage is.  Errors of the frame sequence itself propagate to the
+    caller, which ends the pipe.
     """
 
     def __init__(
