@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 16
 """Rows that share one reading of the weights (`rows.MAX_ROWS`, which needs triton to be read)."""
-FLOAT_ROWS = (1, 2, 4, 8, 16, 32, 64)
-"""Rows for which there is a kernel in float32: those of a few codec frames on their way (`float_rows.ROWS`)."""
+FLOAT_ROWS = (1, 2, 4, 8)
+"""Rows for which there is a kernel in float32: those of a codec frame on its way.  cuBLAS is as fast for 16 to 64."""
 MIN_HEAD = 16
 """Narrowest head of the Triton kernels: a tile of the tensor core."""
 
@@ -56,7 +56,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
         if dtype == torch.bfloat16 and wants_triton():
             how = "Triton kernels for up to 16 rows of BF16 or Q4_0 weights, cuBLAS for more; Q8_0 as BF16"
         elif wants_triton():
-            how = "Triton kernels for up to 64 rows of dense weights, plain torch for the rest"
+            how = "Triton kernels for up to 8 rows of dense weights, plain torch for the rest"
         elif not has_triton():
             how += " (triton is not installed)"
         how += ", in CUDA graphs"
@@ -91,7 +91,7 @@ def fits_triton_heads(x: Tensor, head_dim: int, *weights: Weight) -> bool:
 
 
 def fits_float(x: Tensor, *weights: Weight) -> bool:
-    """Tell whether the float32 Triton kernels multiply these weights by x [..., N]: 1, 2, 4 .. 64 rows on CUDA."""
+    """Tell whether the float32 Triton kernels multiply these weights by x [..., N]: 1, 2, 4 or 8 rows on CUDA."""
     return (
         x.is_cuda
         and x.dtype == torch.float32

@@ -1,9 +1,8 @@
-"""A float32 weight matrix times 1 to 64 rows, in Triton: frames of the codec, whose rate doubles on their way.
+"""A float32 weight matrix times 1, 2, 4 or 8 rows, in Triton: the codec's frame, whose rate doubles on its way.
 
-cuBLAS takes 8 us for a matrix that the memory gives in 1.  Here it is one pass over the weights, with the RMS norm
-before it, the gate beside it and the scaled residual behind it folded in: up to 8 rows by plain arithmetic, and from 16
-on by the tensor core.  That has no float32 of its own, so each factor is split in two of TF32, and three of the four
-products are taken; what is left out is below 2^-21 of a product.
+The tensor core has no float32 that deserves the name, and cuBLAS takes 8 us for a matrix that the memory gives in 1:
+plain arithmetic, one pass over the weights, with the RMS norm before it, the gate beside it and the scaled residual
+behind it folded in.
 
 Equal to, up to rounding: `reference.rms_norm`, `reference.linear`, `reference.swiglu`, a product and a sum.
 """
@@ -17,18 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = (1, 2, 4, 8, 16, 32, 64)
-TILED_ROWS = 16
-"""From so many rows on by the tensor core."""
-
 
 def settings(rows: int, gated: bool) -> dict[str, Any]:
-    """Return how to launch for so many rows.
-
-    Up to 8 each program keeps a sum for every weight of a block and every row, above one for every output and row.
-    """
-    if rows >= TILED_ROWS:
-        return {"BLOCK_OUT": 16, "BLOCK_IN": 128 if rows <= 32 else 64, "num_warps": 4, "num_stages": 3}
+    """Return how to launch for so many rows: each program keeps a sum for every weight of a block and every row."""
     wide = rows <= 2
     return {
         "BLOCK_OUT": 4 if wide or not gated else 2,
@@ -45,12 +35,8 @@ def product(
 ):  # fmt: skip
     """Return `norm(x) weight[first:]^T`, gated if asked for, [ROWS, BLOCK_OUT]; x [ROWS, n_in]."""
     row, out, into = tl.arange(0, ROWS), first + tl.arange(0, BLOCK_OUT), tl.arange(0, BLOCK_IN)
-    if ROWS >= 16:
-        total = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
-        other = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
-    else:
-        total = tl.zeros([ROWS, BLOCK_OUT, BLOCK_IN], tl.float32)
-        other = tl.zeros([ROWS, BLOCK_OUT, BLOCK_IN], tl.float32)
+    total = tl.zeros([ROWS, BLOCK_OUT, BLOCK_IN], tl.float32)
+    other = tl.zeros([ROWS, BLOCK_OUT, BLOCK_IN], tl.float32)
     squares = tl.zeros([ROWS, BLOCK_IN], tl.float32)
     for start in range(0, n_in, BLOCK_IN):
         at = start + into
@@ -63,24 +49,15 @@ def product(
         if HAS_NORM:
             squares += held * held
             held *= tl.load(gain + at, at < n_in, 0.0)[None, :]
-        if ROWS >= 16:
-            total = tl.dot(held, tl.trans(w), total, input_precision="tf32x3")
-            if GATED:
-                other = tl.dot(held, tl.trans(u), other, input_precision="tf32x3")
-        else:
-            total += w[None, :, :] * held[:, None, :]
-            if GATED:
-                other += u[None, :, :] * held[:, None, :]
-    result = total
-    if ROWS < 16:
-        result = tl.sum(total, 2)
+        total += w[None, :, :] * held[:, None, :]
+        if GATED:
+            other += u[None, :, :] * held[:, None, :]
+    result = tl.sum(total, 2)
     if HAS_NORM:
         factor = tl.rsqrt(tl.sum(squares, 1) / n_in + eps)[:, None]
         result *= factor
     if GATED:
-        beside = other
-        if ROWS < 16:
-            beside = tl.sum(other, 2)
+        beside = tl.sum(other, 2)
         if HAS_NORM:
             beside *= factor
         result = result * tl.sigmoid(result) * beside
@@ -134,7 +111,7 @@ def float_rows(
 ) -> Tensor:
     """Compute `W norm(x)`, or `silu(W norm(x)) * (U norm(x))`, times `scale` [M], plus `residual` [R, M].
 
-    x [R, N] with R of `ROWS`, weight and up [M, N]; all float32, contiguous, on one CUDA device.
+    x [R, N] with R of 1, 2, 4 or 8, weight and up [M, N]; all float32, contiguous, on one CUDA device.
     """
     rows, n_in = x.shape
     n_out = weight.shape[0]
