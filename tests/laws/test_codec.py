@@ -84,6 +84,28 @@ def test_sound_waits_for_no_more_than_its_step() -> None:
     assert given == [1, 1, 1, 1, 0, 2, 0, 2, 0, 0, 0, 4, 0]
 
 
+@TOGETHER
+@quick
+@given(lengths=st.lists(st.integers(0, N), min_size=1, max_size=4))
+def test_the_last_sound_of_a_stream_leaves_when_it_ends(together: int | None, lengths: list[int]) -> None:
+    """Nothing behind its end has been taken from the input by then: the pipe may stay open."""
+    taken: list[Frame] = []
+
+    def watched() -> Iterable[Frame]:
+        sent = {stream: one_by_one(codes(N)[:n]) for stream, n in enumerate(lengths)}
+        for frame in pipe(sent, interleaved=False):
+            taken.append(frame)
+            yield frame
+
+    given: list[Frame] = []
+    for frame in Drive(stage(together), Turns(watched(), "codes", "vx-codec").run()).run():
+        given.append(frame)
+        if frame.kind == "end" and frame.stream is not None:
+            assert (taken[-1].kind, taken[-1].stream) == ("end", frame.stream)
+            assert audio(given, frame.stream).size == CONFIG.frame_samples * lengths[frame.stream]
+    assert [f.stream for f in given if f.kind == "end"] == [*range(len(lengths)), None]
+
+
 def in_pieces(data: bytes, sizes: list[int]) -> Callable[[int], bytes]:
     at = turn = 0
 
