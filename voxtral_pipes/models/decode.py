@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,8 +43,9 @@ class Choice:
 
     @classmethod
     def of(cls, row: Tensor) -> Choice:
-        """Read int32 [5] as `ops.choose` gives it."""
-        return cls(int(row[0]), *row[1:4].view(torch.float32).tolist())
+        """Read int32 [5], on the host, as `ops.choose` gives it."""
+        numbers = row.numpy()
+        return cls(int(numbers[0]), *numbers[1:4].view(np.float32).tolist())
 
     def prefers_pad(self, penalty: float) -> bool:
         """Tell whether the pad, its logit less `penalty`, is the most likely id."""

@@ -136,7 +136,7 @@ class Stack:
         """
         if steps <= self.few_positions and state.kv.keys.shape[1] == 1:
             turn = self.rotary.at(state.position, steps)
-            pending = state.single.start(self.device, *inputs, turn, torch.tensor([state.position]))
+            pending = state.single.start(self.device, *inputs, turn, torch.full((1,), state.position))
             state.position += steps
             return pending
         result = self._advance(state, steps, inputs, record)

@@ -207,7 +207,7 @@ class DecodeStream:
 
     def _start(self, row: torch.Tensor, token: int) -> Callable[[], torch.Tensor]:
         """Start the step of an embedding [1, dim] behind a token."""
-        return self._decoder.start_step(self._state, row[None], torch.tensor([[token]]))
+        return self._decoder.start_step(self._state, row[None], torch.full((1, 1), token))
 
     def _gather(self, row: torch.Tensor) -> torch.Tensor | None:
         """Take an embedding [1, dim] of those that run in one pass; run it when they are complete."""
