@@ -57,14 +57,11 @@ class Tensor:
     @classmethod
     def of(cls, array: npt.NDArray[Any], dtype: str | None = None) -> Tensor:
         """Wrap a numpy array; `dtype="bf16"` says that a uint16 array holds bfloat16 words."""
-        import numpy as np
-
-        little = np.ascontiguousarray(array)
-        little = little.astype(little.dtype.newbyteorder("<"), copy=False)
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         wire = dtype or _WIRE_OF[little.dtype.str]
         if ITEM_BYTES[wire] != little.dtype.itemsize:
             raise ValueError(f"an array of {little.dtype} cannot travel as {wire}")
-        return cls(wire, tuple(int(n) for n in array.shape), little.tobytes())
+        return cls(wire, array.shape, little.tobytes())
 
     def numpy(self) -> npt.NDArray[Any]:
         """Return a read-only view of the bytes; bf16 comes as uint16 words."""
@@ -145,7 +142,8 @@ def decode(body: bytes) -> Frame:
     kind = wire.get("k")
     if not isinstance(kind, str):
         raise BadInputError("the frame has no kind ('k')")
-    _check_must(wire.get("!", []))
+    if "!" in wire:
+        _check_must(wire["!"])
     stream = _integer(wire, "s", 0, 2**32 - 1)
     if kind not in KINDS:
         return Frame(kind, stream=stream, raw=body)
@@ -170,6 +168,20 @@ def decode(body: bytes) -> Frame:
 
 
 def _unpack(body: bytes) -> dict[str, Any]:
+    try:
+        # An item takes a byte at least: what is short cannot hold too many, and need not be counted.
+        wire = _unpack_counting(body) if len(body) > MAX_ITEMS else msgpack.unpackb(body, **_STRICT)
+    except (ValueError, msgpack.UnpackException, RecursionError, OverflowError) as error:
+        raise BadInputError(f"the frame is not valid msgpack ({_first_line(error)})") from error
+    if not isinstance(wire, dict) or not all(type(key) is str for key in wire):
+        raise BadInputError("the frame is not a msgpack map with string keys")
+    return wire
+
+
+_STRICT: Mapping[str, Any] = {"raw": False, "strict_map_key": True}
+
+
+def _unpack_counting(body: bytes) -> Any:
     items = 0
 
     def count(container: Any) -> Any:
@@ -179,16 +191,9 @@ def _unpack(body: bytes) -> dict[str, Any]:
             raise ValueError(f"more than {MAX_ITEMS} items in one frame")
         return container
 
-    try:
-        wire = msgpack.unpackb(
-            body, raw=False, strict_map_key=True, object_hook=count, list_hook=count,
-            max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS,
-        )  # fmt: skip
-    except (ValueError, msgpack.UnpackException, RecursionError, OverflowError) as error:
-        raise BadInputError(f"the frame is not valid msgpack ({_first_line(error)})") from error
-    if not isinstance(wire, dict) or not all(isinstance(key, str) for key in wire):
-        raise BadInputError("the frame is not a msgpack map with string keys")
-    return wire
+    return msgpack.unpackb(
+        body, **_STRICT, object_hook=count, list_hook=count, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FEW_ROWS = 16
 """Rows that share one reading of the weights (`rows.MAX_ROWS`, which needs triton to be read)."""
 FLOAT_ROWS = (1, 2, 4, 8)
-"""Rows for which there is a kernel in float32: those of a codec frame on its way."""
+"""Rows for which there is a kernel in float32: those of a codec frame on its way.  cuBLAS is as fast for 16 to 64."""
 MIN_HEAD = 16
 """Narrowest head of the Triton kernels: a tile of the tensor core."""
 
@@ -99,6 +99,11 @@ def fits_float(x: Tensor, *weights: Weight) -> bool:
         and wants_triton()
         and x.numel() // x.shape[-1] in FLOAT_ROWS
     )
+
+
+def fits_window(q: Tensor) -> bool:
+    """Tell whether `attend_window` takes these queries [B, T, N]: one stream in float32 on CUDA."""
+    return q.is_cuda and q.dtype == torch.float32 and q.shape[0] == 1 and wants_triton()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -295,6 +300,28 @@ def attend_few(
     return decode_attention.attend_few(x, norm, eps, weights, biases, *ring)
 
 
+def attend_window(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gains: tuple[Tensor, Tensor],
+    eps: float,
+    slopes: Tensor,
+    held_keys: Tensor,
+    held_values: Tensor,
+) -> Tensor:
+    """Attend with the next positions of a codec's layer where `fits_window`: q, k, v [1, T, N], result alike.
+
+    See `codec_window.attend_window`; what is held is [1, W, H, D], contiguous, and written in place.
+    """
+    from voxtral_pipes.kernels import codec_window
+
+    width = q.shape[-1]
+    asked, keys, values = (t.reshape(-1, width).contiguous() for t in (q, k, v))
+    held = held_keys.view(-1, width), held_values.view(-1, width)
+    return codec_window.attend_window(asked, keys, values, gains, eps, slopes, *held)[None]
+
+
 def flow_mix(
     y: Tensor, norm: Tensor, eps: float, weights: Projections, head_dim: int, queries: int
 ) -> Tensor:
@@ -327,6 +354,7 @@ def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: KernelWeight) -> Te
 __all__ = [
     "add_linear",
     "attend_few",
+    "attend_window",
     "attention",
     "check_kernels",
     "choose",
@@ -336,6 +364,7 @@ __all__ = [
     "fits_float",
     "fits_triton",
     "fits_triton_heads",
+    "fits_window",
     "flow_mix",
     "flow_move",
     "head",

@@ -20,7 +20,10 @@ WIDTH = 1 + CONFIG.acoustic_dim
 
 
 @cache
-def stage() -> CodecStage:
+def stage(together: int | None = None) -> CodecStage:
+    """Return the codec as it is on the CPU, or with steps of up to `together` frames as on CUDA."""
+    if together is not None:
+        return CodecStage(stage().codec, together=together)
     return CodecStage(Codec.of(random_tensors(codec_shapes(CONFIG)), CONFIG))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +59,22 @@ class Pipe:
             if process.wait():
                 raise SystemExit(f"{name} ended with {process.returncode}")
         return {f"peak GB {name}": peak / 1e6 for name, peak in self._peaks_kb.items()}
+
+    def read(self, size: int, wait_s: float = 60.0) -> bytes:
+        """Read `size` bytes of what comes out, not mixed with reads of `stdout`; fewer only at the end.
+
+        Raises:
+            SystemExit: nothing came for so long.
+        """
+        data = b""
+        while len(data) < size:
+            if not select.select([self.stdout], [], [], wait_s)[0]:
+                raise SystemExit(f"nothing has come out of the pipe for {wait_s:.0f} s")
+            piece = os.read(self.stdout.fileno(), size - len(data))
+            if not piece:
+                break
+            data += piece
+        return data
 
     def note_peaks(self) -> None:
         """Remember the peak memory of the processes that still run."""

@@ -1,7 +1,7 @@
 """Speech synthesis, stage by stage: in one process and through real pipes.
 
-Weights are random unless -m names a model; random weights of the full size time like real ones, and do not end an
-utterance by themselves, so that all of --frames are made.
+Weights are random unless -m names a model; those of the full size time like real ones.  They do not end an utterance
+by themselves, so that all of --frames are made.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def piped(path: str, device: str, dtype: str, steps: int, frames: int) -> dict[s
         pipe.stdin.flush()
         written = time.perf_counter()
         came = []
-        while len(came) < frames and len(pipe.stdout.read(frame_bytes)) == frame_bytes:
+        while len(came) < frames and len(pipe.read(frame_bytes)) == frame_bytes:
             came.append(time.perf_counter())
         pipe.note_peaks()
         return written, came
@@ -238,7 +238,7 @@ def main(arguments: list[str]) -> int:
         path = args.model
         if path is None:
             path = folder
-            maker = [sys.executable, str(ROOT / "scripts/make-random-model"), "tts"]
+            maker = [sys.executable, str(ROOT / "scripts/make-random-model"), "tts", "--endless"]
             subprocess.run([*maker, "--size", args.size, "--format", args.format, folder], check=True)
         show(measure(args, path), args.json)
     return 0

@@ -9,6 +9,8 @@ import pty
 import signal
 import struct
 import subprocess
+import sys
+import threading
 import time
 import wave
 from collections.abc import Callable, Iterator
@@ -150,6 +152,47 @@ def test_streams_follow_one_another_with_a_gap(model: Path) -> None:
         assert (status, err) == (0, b"")
         silence = bytes(30000 * 2)
         assert out == decoded(model) + silence + decoded(model, 2) + silence + decoded(model, 3)
+
+
+GROUPING = """
+import sys
+from voxtral_pipes.models.codec import Codec
+Codec.together = {together}
+from voxtral_pipes.cli.codec import main
+sys.exit(main())
+"""
+"""The command with so many rows a step at most, as on CUDA."""
+
+
+@pytest.mark.parametrize("together", [1, 4])
+@pytest.mark.parametrize("ended", [True, False], ids=["by the model", "by --max-frames"])
+def test_the_last_sound_of_an_utterance_leaves_while_the_pipe_stays_open(
+    together: int, ended: bool, model: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", GROUPING.format(together=together), "--format", "raw"], bufsize=0,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(VX_TTS_MODEL=str(model), VX_DEVICE="cpu"),
+    )  # fmt: skip
+    impatient = threading.Timer(WAIT_S, process.kill)
+    impatient.start()
+    outgoing = Outgoing("vx-flow")
+    with process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(encode(hello()))
+        for stream, n in enumerate([7, 1, 11, 0, 6]):
+            rows = np.concatenate([sound(n), end_row()]) if ended else sound(n)
+            sent = [outgoing.open(stream, {}), *(outgoing.data(stream, out) for out in one_by_one(rows))]
+            process.stdin.write(wire([*sent, outgoing.end(stream)]))
+            heard = b""
+            while len(heard) < n * FRAME_BYTES:
+                heard += (piece := process.stdout.read(1 << 16))
+                assert piece, f"no more came behind {len(heard) // FRAME_BYTES} of {n} rows"
+            assert len(heard) == n * FRAME_BYTES
+        process.stdin.write(encode(Frame("end")))
+        process.stdin.close()
+        assert process.stdout.read() == b""
+    impatient.cancel()
+    assert process.returncode == 0
 
 
 def test_a_file_for_each_stream_and_no_descriptor_for_each(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tts_models import SMALL_CODEC, SMALL_FLOW, random_codes, random_codes_of, r
 from voxtral_pipes.config import BackboneConfig, FlowConfig
 from voxtral_pipes.kernels import dispatch
 from voxtral_pipes.models.backbone import Backbone, Speaker
-from voxtral_pipes.models.codec import Codec
+from voxtral_pipes.models.codec import Codec, frames_together
 from voxtral_pipes.models.flow import Flow, Sampler
 from voxtral_pipes.models.noise import frame_noise
 from voxtral_pipes.models.tts_shapes import backbone_shapes, codec_shapes, flow_shapes
@@ -130,3 +130,26 @@ def test_the_recorded_codec_equals_the_cpu_in_one_call_and_begins_anew() -> None
     fresh = there.new_state()
     pieces = [there.step(fresh, codes[:, i : i + 1])[0].cpu() for i in range(FRAMES)]
     assert torch.equal(torch.cat(pieces, dim=1), runs[0])
+
+
+def test_recorded_steps_of_several_codec_frames_equal_single_ones() -> None:
+    """As vx-codec makes them: sizes that grow, and what is left at the end."""
+    tensors = random_tensors(codec_shapes(SMALL_CODEC))
+    device = dispatch.pick_device("cuda")
+    codec = Codec.of({name: tensor.to(device) for name, tensor in tensors.items()}, SMALL_CODEC)
+    drawn = random_codes(SMALL_CODEC, 39)
+    whole, _ = Codec.of(tensors, SMALL_CODEC).step(Codec.of(tensors, SMALL_CODEC).new_state(), drawn)
+    for together in (1, 2, 4, 8):
+        state = codec.new_state()
+        codec.warm(state, together)
+        runs = []
+        for _ in range(2):
+            state.restart()
+            pieces, done = [], 0
+            while done < 39:
+                size = min(frames_together(done, together), 1 << (39 - done).bit_length() - 1)
+                pieces.append(codec.step(state, drawn[:, done : done + size])[0].cpu())
+                done += size
+            runs.append(torch.cat(pieces, dim=1))
+        assert torch.equal(*runs)
+        np.testing.assert_allclose(runs[0].numpy(), whole.numpy(), atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,9 +61,21 @@ def embeds() -> np.ndarray:
     return joined(encoded(mel_stream()), "embeds")
 
 
-def embeds_stream(cuts=(), stream: int = 0, rows: np.ndarray | None = None) -> list[Frame]:
+def embeds_stream(cuts=(), stream: int = 0, rows: np.ndarray | None = None, **prompt: Any) -> list[Frame]:
     rows = embeds() if rows is None else rows
-    return rows_as_frames("embeds", rows, cuts, settings(), row_ticks=1280, stream=stream, mark=(70, 48640))
+    meta = settings(**prompt)
+    return rows_as_frames("embeds", rows, cuts, meta, row_ticks=1280, stream=stream, mark=(70, 48640))
+
+
+PROMPTS = [(6, 32), (6, 0), (1, 1), (0, 5), (30, 20), (2, 60), (15, 50)]
+"""Delay and left padding; the window is 50, and the last three prompts are longer, one by its padding alone."""
+
+
+@cache
+def decoded_live(delay: int, left_pad: int) -> tuple[bytes, list[int], np.ndarray]:
+    """Return what a live stream of whole embeddings gives: its bytes, ids and log probabilities."""
+    frames = decoded(embeds_stream(delay=delay, left_pad=left_pad, live=True))
+    return wire(frames), ids_of(frames), joined(frames, "logprob")
 
 
 def wire(frames: list[Frame]) -> bytes:
@@ -80,6 +93,24 @@ def test_any_cutting_of_mel_gives_the_same_bytes(live: bool, cuts: list[int]) ->
 @given(cuts=st.lists(st.integers(1, TOKENS - 1), max_size=30))
 def test_any_cutting_of_embeds_gives_the_same_bytes(cuts: list[int]) -> None:
     assert wire(decoded(embeds_stream(cuts))) == wire(decoded(embeds_stream(())))
+
+
+@pytest.mark.parametrize(("delay", "left_pad"), PROMPTS)
+@runs(max_examples=6, deadline=None)
+@given(cuts=st.lists(st.integers(1, TOKENS - 1), max_size=30))
+def test_any_cutting_of_live_embeds_gives_the_same_bytes(delay: int, left_pad: int, cuts: list[int]) -> None:
+    frames = decoded(embeds_stream(cuts, delay=delay, left_pad=left_pad, live=True))
+    assert wire(frames) == decoded_live(delay, left_pad)[0]
+
+
+@pytest.mark.parametrize(("delay", "left_pad"), PROMPTS)
+def test_a_live_prompt_equals_that_of_a_file(delay: int, left_pad: int) -> None:
+    """Its positions run in other passes: equal up to rounding, and these models have no narrow margins."""
+    frames = decoded(embeds_stream(delay=delay, left_pad=left_pad))
+    _, ids, logprobs = decoded_live(delay, left_pad)
+    assert ids == ids_of(frames)
+    assert len(set(ids)) > 3
+    np.testing.assert_allclose(logprobs, joined(frames, "logprob"), atol=1e-4, rtol=0)
 
 
 def test_one_mel_frame_at_a_time_and_empty_frames() -> None:
@@ -103,7 +134,7 @@ def test_live_equals_offline() -> None:
     """design.md section 4: embeds within 1e-5, ids equal where the margin exceeds 1e-3."""
     live = joined(encoded(mel_stream(range(0, 8 * TOKENS, 8), live=True)), "embeds")
     np.testing.assert_allclose(live, embeds(), atol=1e-5, rtol=0)
-    assert ids_of(decoded(embeds_stream(rows=live))) == ids_of(decoded(embeds_stream()))
+    assert ids_of(decoded(embeds_stream(rows=live, live=True))) == ids_of(decoded(embeds_stream()))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 32])

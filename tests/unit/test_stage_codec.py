@@ -15,10 +15,10 @@ from voxtral_pipes.stages.base import Drive, Output
 from voxtral_pipes.stages.codec import CodecStage
 
 
-def driven(*outputs: Output) -> tuple[np.ndarray, list[str], list[Frame]]:
+def driven(*outputs: Output, together: int | None = None) -> tuple[np.ndarray, list[str], list[Frame]]:
     """Return the samples of stream 0, what was reported, and the frames after its last samples."""
     said: list[str] = []
-    frames = list(Drive(stage(), pipe({0: outputs}), report=said.append).run())
+    frames = list(Drive(stage(together), pipe({0: outputs}), report=said.append).run())
     rest = [f for f in frames if f.kind not in ("hello", "open", "data")]
     return audio(frames, 0), said, rest
 
@@ -80,6 +80,18 @@ def test_codes_that_are_none_end_the_stream(column: int, value: int, told: str, 
     assert [f.kind for f in rest] == ["error", "end"]
 
 
+@pytest.mark.parametrize("wrong", range(4, 12))
+def test_rows_that_wait_for_their_step_are_heard_before_a_wrong_one(wrong: int) -> None:
+    drawn = codes(12)
+    drawn[wrong, 0] = 0
+    samples, [said], rest = driven(*one_by_one(drawn), together=8)
+    assert said.startswith(f"stream 0: audio frame {wrong}: ")
+    np.testing.assert_allclose(samples, driven(*one_by_one(drawn[:wrong]))[0], atol=1e-5)
+    assert [f.kind for f in rest] == ["error", "end"]
+    samples, [said], _ = driven(*one_by_one(drawn[:wrong]), rows(codes(1)[0]), together=8)
+    assert "the shape" in said and len(samples) == wrong * CONFIG.frame_samples
+
+
 @pytest.mark.parametrize("value", [2, 1 + CONFIG.semantic_size])
 def test_the_first_and_the_last_code_are_codes(value: int) -> None:
     assert driven(*one_by_one(changed(2, 0, value)))[1] == []
@@ -114,6 +126,21 @@ def test_samples_that_are_no_numbers_are_an_error_of_the_weights() -> None:
     assert said == [
         "stream 0: audio frame 0: the samples are not finite: the weights are damaged, or --dtype f32 is needed"
     ]
+
+
+def test_samples_that_are_no_numbers_take_their_step_with_them() -> None:
+    codec = stage().codec
+    embedding = codec.embedding.clone()
+    embedding[7] = torch.nan
+    broken = CodecStage(replace(codec, embedding=embedding), together=8)
+    drawn = codes(20)
+    drawn[:, 0] = 12
+    drawn[10, 0] = 7 + 2
+    said: list[str] = []
+    frames = list(Drive(broken, pipe({0: one_by_one(drawn)}), report=said.append).run())
+    [line] = said
+    assert "audio frame 8: " in line
+    assert len(audio(frames, 0)) == 8 * CONFIG.frame_samples
 
 
 def test_the_model_is_said_and_checked() -> None:

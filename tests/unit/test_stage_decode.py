@@ -33,20 +33,24 @@ class Script:
     works_aside: bool = False
     spoil: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits
     last: int = -2
+    passes: list[int] = field(default_factory=list)
+    """Positions of each step that was started."""
+    warmed: list[tuple[int, ...]] = field(default_factory=list)
 
     def new_state(self, delay_tokens: int, *, finish) -> SimpleNamespace:
         state = SimpleNamespace(position=0, delay=delay_tokens, finish=finish)
         state.restart = lambda: setattr(state, "position", 0)
         return state
 
-    def warm(self, state, prompt):
-        pass
+    def warm(self, state, *passes):
+        self.warmed.append(passes)
 
     def prefill(self, state, audio, tokens):
         assert audio.shape == (1, tokens.shape[1], 4)
         return self.start_step(state, audio, tokens)(), state
 
     def start_step(self, state, audio, tokens):
+        self.passes.append(tokens.shape[1])
         for i, token in enumerate(tokens[0].tolist()):
             self.fed[state.position + i] = self.last if token == CHOSEN else token
         state.position += tokens.shape[1]
@@ -101,6 +105,35 @@ def test_one_id_for_each_position_from_the_prompts_last() -> None:
     assert frames[-2].kind == "end" and frames[-2].seq == 22
     assert [script.fed[p] for p in range(PROMPT)] == [1] + [PAD] * 38
     assert [script.fed[p] for p in (39, 40, 41, 42)] == [7, 8, WORD, PAD]
+
+
+@pytest.mark.parametrize("works_aside", [False, True])
+@pytest.mark.parametrize(("left", "delay"), [(32, 6), (0, 6), (1, 3), (5, 0), (0, 0)])
+def test_a_live_prompt_runs_its_padding_at_once_and_the_rest_one_by_one(
+    left: int, delay: int, works_aside: bool
+) -> None:
+    """Whatever the cutting: the first id costs no more than any other."""
+    prompt = 1 + left + delay
+    for cuts in (range(60), range(0, 60, 7), ()):
+        script = Script({prompt - 1: 7, prompt: WORD}, works_aside=works_aside)
+        meta = settings(left_pad=left, delay=delay, live=True)
+        frames = rows_as_frames("embeds", np.zeros((60, 4), np.float32), cuts, meta, row_ticks=1280)
+        out = list(Drive(stage_of(script), pipe_of("embeds", frames)).run())
+        assert script.warmed == [(39, 32), (prompt, left)][: 1 if (left, delay) == (32, 6) else 2]
+        assert script.passes == [left] * (left > 0) + [1] * (60 - left)
+        assert ids_of(out)[:3] == [7, WORD, PAD] and len(ids_of(out)) == 60 - prompt + 1
+        assert next(f.tick for f in out if f.kind == "data") == 1280 * delay
+        assert [script.fed[p] for p in range(prompt)] == [1] + [PAD] * (prompt - 1)
+        assert [script.fed[p] for p in (prompt, prompt + 1, prompt + 2)] == [7, WORD, PAD]
+
+
+@pytest.mark.parametrize("n", [31, 32, 35, 38])
+def test_a_live_stream_shorter_than_its_prompt_has_no_output(n: int) -> None:
+    frames = rows_as_frames(
+        "embeds", np.zeros((n, 4), np.float32), range(n), settings(live=True), row_ticks=1280
+    )
+    out = list(Drive(stage_of(Script({})), pipe_of("embeds", frames)).run())
+    assert [f.kind for f in out] == ["hello", "open", "end", "end"]
 
 
 def test_a_stream_shorter_than_its_prompt_has_no_output() -> None:

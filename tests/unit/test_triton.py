@@ -237,12 +237,15 @@ def test_an_euler_step_and_the_tokens_after_it(cases: Cases, n_state: int, dim: 
 def test_a_codec_and_a_decoder_that_go_by_the_float32_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call of the models brings what the kernels take: shapes, strides, vectors of one axis."""
     monkeypatch.setenv("VX_KERNELS", "torch")  # which leaves weights as they are
-    monkeypatch.setattr(dispatch, "fits_float", _few_float_rows)
     monkeypatch.setattr(dispatch, "prepare", lambda weight, dtype, **how: weight)  # as on CUDA
     codec = Codec.of(random_tensors(codec_shapes(SMALL_CODEC)), SMALL_CODEC)
-    codes = random_codes(SMALL_CODEC, 5)
-    state = codec.new_state()
-    pieces = [codec.step(state, codes[:, i : i + 1])[0] for i in range(5)]
+    codes = random_codes(SMALL_CODEC, 8)
+    state, pieces = codec.new_state(), []
+    for size, piece in enumerate(codes.split([2, 1, 3, 2], dim=1)):
+        if size == 1:
+            monkeypatch.setattr(dispatch, "fits_float", _few_float_rows)
+            monkeypatch.setattr(dispatch, "fits_window", lambda q: len(q) == 1)
+        pieces.append(codec.step(state, piece)[0])  # the products of three frames go by plain torch
     decoder = random_decoder()
     logits, _ = decoder.step(decoder.new_state(6), torch.ones(1, 1, 64), torch.ones(1, 1, dtype=torch.int64))
     monkeypatch.undo()

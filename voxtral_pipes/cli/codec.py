@@ -1,4 +1,4 @@
-"""vx-codec: codes on stdin, sound on stdout.  Latency: none."""
+"""vx-codec: codes on stdin, sound on stdout.  Latency: none on the CPU, up to three rows on CUDA."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ DESCRIPTION = """\
 Turn the codes of vx-flow into sound: the last command of speech synthesis.
 
 input   frames with the tensor codes u16 [n,37], a row for 80 ms
-output  sound of 24000 Hz, one channel; each row is written as its 1920 samples at once
+output  sound of 24000 Hz, one channel, 1920 samples for each row; on CUDA a few rows at a time,
+        but for the first four
 
 formats
   wav   WAV of 16-bit samples, clipped to their range
@@ -80,7 +81,8 @@ def _work(args: argparse.Namespace, log: edge.Log) -> int:
     stage = make(args, source, log)
     sink = _sink(args, output, stage.codec.config.rate_hz, log)
     rows = _Rows(edge.passing_errors(FrameReader(source), log))
-    drive = Drive(stage, rows if output is None else Turns(rows, NEEDS, NAME).run(), report=log.error)
+    frames = rows if output is None else Turns(rows, NEEDS, NAME).run()
+    drive = Drive(stage, frames, report=log.error, ready=edge.settle)
     try:
         play(drive.run(), sink)
     finally:

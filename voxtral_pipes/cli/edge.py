@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import io
 import os
 import select
@@ -298,6 +299,15 @@ class Output:
                 raise OutputError(f"cannot write to stdout: {error.strerror}") from error
 
 
+def settle() -> None:
+    """Have the collector of cycles look no more at what has been loaded.
+
+    A command that has imported torch holds some 200,000 objects.  To look through them takes longer than a live tick
+    has, and may fall into any of them.
+    """
+    gc.freeze()
+
+
 def write_frames(frames: Iterable[Frame], output: Output) -> None:
     """Send frames, each in a write of its own."""
     from voxtral_pipes.formats.frame import encode
@@ -329,7 +339,7 @@ def filter_frames(
     drive: Drive | None = None
     try:
         frames = through(passing_errors(FrameReader(source), log))
-        drive = Drive(make(), frames, report=log.error)
+        drive = Drive(make(), frames, report=log.error, ready=settle)
         for frame in drive.run():
             write_frames([frame], output)
         return 1 if drive.failed else 0

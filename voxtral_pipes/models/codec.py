@@ -33,6 +33,19 @@ from voxtral_pipes.models.tts_shapes import (
 )
 
 USAGE_FLOOR = 1e-5
+TOGETHER = (1, 2, 4, 8)
+"""Frames of a step that is worth a graph of its own."""
+MOST_TOGETHER = 4
+"""Frames of a step on CUDA at most: one alone is bound by launches and by reading the weights, not by arithmetic."""
+
+
+def frames_together(done: int, most: int) -> int:
+    """Return how many frames the step behind `done` of them takes: 1, 1, 1, 1, 2, 2, 4, 4, ... but at most `most`.
+
+    It is a power of two and never more than half of what has been heard: a player that takes the sound as it comes runs
+    dry only where frames come more slowly than at one and a half times the speed of speech.
+    """
+    return 1 << min(max(1, done // 2), most).bit_length() - 1
 
 
 Key = tuple[str, int, int]
@@ -46,7 +59,7 @@ class CodecState:
 
     `held` has what the next step reads; before the first frame, nothing:
     LATENTS [B, latent, 2], the last latents; ("doubling", i, 0) [B, dim, 1], the last input column;
-    ("keys" or "values", stage, layer) [B, H, at most W, D], keys normed; COLUMNS [B, dim, 6], before the output.
+    ("keys" or "values", stage, layer) [B, at most W, H, D], keys normed; COLUMNS [B, dim, 6], before the output.
     """
 
     def __init__(self, run: Callable[[CodecState, Tensor], Tensor]) -> None:
@@ -54,7 +67,7 @@ class CodecState:
         self.frames = 0
         self._places: dict[tuple[Key, torch.Size], Tensor] = {}
         self.steady = Replayed(lambda codes: run(self, codes), to_host=True)
-        """On CUDA: one frame of a stream whose keys are all there, as a graph."""
+        """On CUDA: one or a few frames of a stream whose keys are all there, as a graph for each number of them."""
 
     def hold(self, key: Key, value: Tensor) -> None:
         """Keep a copy, where the one of the same shape before it was: a graph finds it there again."""
@@ -151,8 +164,8 @@ class Codec:
     stages: tuple[tuple[CodecLayer, ...], ...]
     slopes: Tensor
     dtype: torch.dtype
-    _biases: dict[int, Tensor] = field(default_factory=dict)
-    """Per window, for one frame when all keys are there."""
+    _biases: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """Per columns and window, for those steps that can be graphs."""
 
     @classmethod
     def of(cls, tensors: Mapping[str, Weight], config: CodecConfig) -> Codec:
@@ -184,12 +197,17 @@ class Codec:
         """Begin a batch of streams; its size is that of the first codes."""
         return CodecState(self._run)
 
-    def warm(self, state: CodecState) -> None:
-        """Record the step of a new state ahead of its first frame; nothing to do on the CPU."""
+    @property
+    def together(self) -> int:
+        """How many frames a step of a long stream best takes."""
+        return MOST_TOGETHER if self.embedding.is_cuda else 1
+
+    def warm(self, state: CodecState, together: int = 1) -> None:
+        """Record the steps of a new state, of up to so many frames, ahead of its first; nothing to do on the CPU."""
         if self.embedding.is_cuda:
-            codes = torch.full((1, 1, 1 + self.config.acoustic_dim), CODE_OFFSET)
-            for _ in range(self.config.first_window + 2):
-                self.step(state, codes)
+            sizes = [n for n in TOGETHER if n <= together for _ in range(2)]
+            for n in (*(1 for _ in range(self.config.first_window)), *sizes):
+                self.step(state, torch.full((1, n, 1 + self.config.acoustic_dim), CODE_OFFSET))
             state.restart()
 
     @torch.inference_mode()
@@ -199,12 +217,12 @@ class Codec:
         Samples are not clipped and can exceed 1.  The result is the same for any division into steps, up to
         rounding.  END_AUDIO frames are not for here.
         """
-        device = self.embedding.device
-        if device.type == "cuda" and codes.shape[1] == 1 and state.frames >= self.config.first_window:
+        device, frames = self.embedding.device, codes.shape[1]
+        if device.type == "cuda" and frames in TOGETHER and state.frames >= self.config.first_window:
             samples = state.steady(device, codes)
         else:
             samples = self._run(state, codes.to(device))
-        state.frames += codes.shape[1]
+        state.frames += frames
         return samples, state
 
     def _run(self, state: CodecState, codes: Tensor) -> Tensor:
@@ -267,23 +285,31 @@ class Codec:
         """
         projections = layer.wq.weight, layer.wk.weight, layer.wv.weight
         q, k, v = ops.norm_linears(x, layer.attention_norm, self.config.norm_eps, projections)
-        q, k = (
-            ops.rms_norm(t, g, self.config.qk_norm_eps) for t, g in ((q, layer.q_norm), (k, layer.k_norm))
-        )
-        q, k, v = (t.unflatten(-1, (self.config.n_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        for name, new in (("keys", k), ("values", v)):
-            before = state.held.get((name, *where))
-            joined = new if before is None else torch.cat((before, new), dim=2)
-            state.hold((name, *where), joined[:, :, -window:])
-            k, v = (joined, v) if name == "keys" else (k, joined)
+        gains, eps = (layer.q_norm, layer.k_norm), self.config.qk_norm_eps
+        keys, values = (("keys", *where), ("values", *where))
+        held = state.held.get(keys)
+        if held is not None and held.shape[1] == window and ops.fits_window(q):
+            return ops.attend_window(q, k, v, gains, eps, self.slopes, held, state.held[values])
+        q, k = (ops.rms_norm(t, gain, eps) for t, gain in zip((q, k), gains, strict=True))
+        q, k, v = (t.unflatten(-1, (self.config.n_heads, -1)) for t in (q, k, v))
+        k, v = self._join(state, keys, k, window), self._join(state, values, v, window)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q.shape[2], k.shape[2], window))
         by_position: Tensor = mixed.transpose(1, 2).flatten(2)
         return by_position
 
+    @staticmethod
+    def _join(state: CodecState, key: Key, new: Tensor, window: int) -> Tensor:
+        """Return what is held and `new` behind it, [B, T, H, D]; hold the last `window` of it."""
+        before = state.held.get(key)
+        joined = new if before is None else torch.cat((before, new), dim=1)
+        state.hold(key, joined[:, -window:])
+        return joined
+
     def _bias(self, steps: int, seen: int, window: int) -> Tensor:
         """Return what ALiBi adds to the scores of the last `steps` of `seen` keys, [H, steps, seen]."""
-        steady = steps * self.config.first_window == window and seen == steps + window
-        known = self._biases.get(window) if steady else None
+        steady = seen == steps + window and steps * self.config.first_window in (n * window for n in TOGETHER)
+        known = self._biases.get((steps, window)) if steady else None
         if known is None:
             keys = torch.arange(seen, device=self.slopes.device)
             ahead = keys - keys[seen - steps :, None]
@@ -292,7 +318,7 @@ class Codec:
                 (self.slopes[:, None, None] * ahead).masked_fill(outside, -torch.inf).to(self.dtype)
             )
             if steady:
-                self._biases[window] = bias
+                self._biases[steps, window] = bias
             return bias
         return known
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,8 +43,9 @@ class Choice:
 
     @classmethod
     def of(cls, row: Tensor) -> Choice:
-        """Read int32 [5] as `ops.choose` gives it."""
-        return cls(int(row[0]), *row[1:4].view(torch.float32).tolist())
+        """Read int32 [5], on the host, as `ops.choose` gives it."""
+        numbers = row.numpy()
+        return cls(int(numbers[0]), *numbers[1:4].view(np.float32).tolist())
 
     def prefers_pad(self, penalty: float) -> bool:
         """Tell whether the pad, its logit less `penalty`, is the most likely id."""
@@ -132,8 +134,8 @@ class Decoder:
             self._ffn_norms[delay_tokens] = known
         return known
 
-    def warm(self, state: StackState, prompt: int) -> None:
-        """Record the steps of a prompt of so many positions and of a single one ahead of the first audio."""
+    def warm(self, state: StackState, *passes: int) -> None:
+        """Record first passes of so many positions each, and the step of a single one, ahead of the first audio."""
         batch = state.kv.keys.shape[1]
         self.stack.warm(
             state,
@@ -145,7 +147,7 @@ class Decoder:
                     torch.zeros(batch, n, dtype=torch.int64, device=self.device),
                     record=True,
                 )
-                for n in (prompt, 1)
+                for n in (*(n for n in passes if n > 1), 1)
             ),
         )
 
@@ -166,8 +168,7 @@ class Decoder:
         A single position is recorded on CUDA, several only with `record`.
         """
         record |= audio.shape[1] == 1
-        pending = self.stack.start(state, audio.shape[1], audio, tokens, record=record)
-        return (lambda: pending().cpu()) if state.to_host else pending
+        return self.stack.start(state, audio.shape[1], audio, tokens, record=record)
 
     def _run(
         self, kv: RingKV, norms: tuple[Tensor, ...], audio: Tensor, tokens: Tensor, turn: Tensor, span: Span

@@ -122,7 +122,8 @@ def step(filters: MelFilters, state: MelState, samples: Float32) -> tuple[Float3
     n_frames = max(0, (len(buffer) - window) // hop + 1)
     mel = np.empty((n_frames, filters.config.n_mels), np.float32)
     if n_frames:
-        windows = np.lib.stride_tricks.sliding_window_view(buffer, window)[::hop]
+        # A view.  numpy's sliding_window_view takes as long as the FFT of a live step.
+        windows: Float32 = np.ndarray((n_frames, window), np.float32, buffer, 0, (4 * hop, 4))
         for start in range(0, n_frames, _BLOCK_FRAMES):
             mel[start : start + _BLOCK_FRAMES] = _log_mel(filters, windows[start : start + _BLOCK_FRAMES])
     return mel, MelState(buffer[n_frames * hop :].copy())
@@ -131,10 +132,10 @@ def step(filters: MelFilters, state: MelState, samples: Float32) -> tuple[Float3
 def _log_mel(filters: MelFilters, windows: Float32) -> Float64:
     spectrum = np.fft.rfft(windows * filters.window)
     power = spectrum.real**2 + spectrum.imag**2
-    # Not a matrix product: BLAS sums in an order that depends on the number of rows.
-    mel = np.zeros((len(windows), filters.config.n_mels))
-    for bins, weights in zip(filters.bins, filters.weights, strict=True):
-        mel += power[:, bins] * weights
+    # Not a matrix product: BLAS sums in an order that depends on the number of rows, `sum` bin by bin.
+    parts = power.take(filters.bins, axis=1)
+    parts *= filters.weights
+    mel = parts.sum(axis=1)
     log = np.log10(np.maximum(mel, 1e-10))
     scaled: Float64 = (np.maximum(log, filters.config.log_mel_max - 8) + 4) / 4
     return scaled
@@ -146,7 +147,7 @@ def level_dbfs(samples: Float32, token_samples: int) -> Float32:
     `samples`: float32 [n], n a multiple of `token_samples`.  A full-scale square wave is 0 dB.
     """
     tokens = samples.reshape(-1, token_samples).astype(np.float64)
-    power = np.mean(np.square(tokens), axis=1)
+    power = np.square(tokens).sum(axis=1) / token_samples
     level: Float32 = (10 * np.log10(np.maximum(power, 10 ** (SILENCE_DBFS / 10)))).astype(np.float32)
     return level
 

@@ -34,7 +34,7 @@ class StackState:
     run: Run
     """Bound to this state's own tensors."""
     to_host: bool = field(default=False, kw_only=True)
-    """What a few positions give is wanted on the host."""
+    """What steps give is wanted on the host."""
     ahead: int = field(default=1, kw_only=True)
     """Steps of a few positions that may be under way at a time."""
     graphs: Replayed = field(init=False)
@@ -48,7 +48,7 @@ class StackState:
 
     def __post_init__(self) -> None:
         run = self.run
-        self.graphs = Replayed(lambda *inputs: run(*inputs[:-2], Span.of(*inputs[-2:])))
+        self.graphs = Replayed(lambda *inputs: run(*inputs[:-2], Span.of(*inputs[-2:])), to_host=self.to_host)
         self.single = Replayed(
             lambda *inputs: run(*inputs[:-1], Span.one(inputs[-1])), to_host=self.to_host, ahead=self.ahead
         )
@@ -136,7 +136,7 @@ class Stack:
         """
         if steps <= self.few_positions and state.kv.keys.shape[1] == 1:
             turn = self.rotary.at(state.position, steps)
-            pending = state.single.start(self.device, *inputs, turn, torch.tensor([state.position]))
+            pending = state.single.start(self.device, *inputs, turn, torch.full((1,), state.position))
             state.position += steps
             return pending
         result = self._advance(state, steps, inputs, record)
@@ -153,7 +153,7 @@ class Stack:
         else:
             result = state.run(*inputs, turn, span)
         state.position += steps
-        return result
+        return result.cpu() if state.to_host else result
 
     def warm(self, state: StackState, *steps: Callable[[], object]) -> None:
         """Have `steps`, first ones of a new state, recorded ahead of its first input; nothing to do on the CPU."""

@@ -260,15 +260,21 @@ class Drive:
     """Runs a stage over frames: `list(Drive(stage, frames).run())` is a whole stage in a test.
 
     An error inside one stream closes that stream with an error frame and the others go on; `report` gets the
-    line to print.  Errors of the frame sequence itself propagate to the caller, which ends the pipe.
+    line to print, and `ready` is called when the stage is.  Errors of the frame sequence itself propagate to the
+    caller, which ends the pipe.
     """
 
     def __init__(
-        self, stage: Stage, frames: Iterable[Frame], report: Callable[[str], None] = lambda line: None
+        self,
+        stage: Stage,
+        frames: Iterable[Frame],
+        report: Callable[[str], None] = lambda line: None,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._stage = stage
         self._incoming = Incoming(frames, stage.needs, stage.name)
         self._report = report
+        self._ready = ready
         self._streams: dict[int, Stream | None] = {}
         self.outgoing = Outgoing(stage.name)
         self.failed = False
@@ -285,6 +291,7 @@ class Drive:
         yield self.outgoing.hello(hello, tick_rate(upstream), chain if isinstance(chain, list) else [])
         self.said_hello = True
         self._stage.prepare()
+        self._ready()
         for frame in self._incoming.read():
             yield from self._one(frame)
             if frame.kind == "error" and is_fatal(frame):

@@ -1,6 +1,9 @@
 """embeds -> token ids: the schedule of asr.md section 11, one id for each position from the prompt's last on.
 
-Latency: none; a position runs when its embedding is there.  The prompt runs in one pass once it is complete.
+Latency: none; a position runs when its embedding is there.  A file's prompt runs in one pass once it is complete.  Of
+a live stream's prompt only the left padding does, which is there before the first sound; the positions behind it run
+one by one as they come, so that the first id costs no more than any other.  Which positions run together follows from
+the `open` frame alone, never from how the input was cut.
 """
 
 from __future__ import annotations
@@ -96,7 +99,7 @@ class DecodeStage:
     def _new_state(self, settings: StreamSettings) -> StackState:
         finish = partial(greedy_choice, pad=self.ids.pad)
         state = self.decoder.new_state(settings.delay_tokens, finish=finish)
-        self.decoder.warm(state, settings.prompt_tokens)
+        self.decoder.warm(state, settings.prompt_tokens, settings.left_pad_tokens)
         return state
 
 
@@ -138,7 +141,10 @@ class DecodeStream:
         self._ids = stage.ids
         self._settings = settings
         self._token_samples = stage.config.audio.token_samples
+        self._together = settings.left_pad_tokens if settings.live else settings.prompt_tokens
+        """Positions that run in one pass, at the start of the prompt."""
         self._prompt: list[torch.Tensor] = []
+        """Rows that wait for that pass to be complete."""
         self._position = 0
         self._token = CHOSEN
         self._ahead: Callable[[], torch.Tensor] | None = None
@@ -175,28 +181,41 @@ class DecodeStream:
 
     def _take_row(self, row: torch.Tensor, following: torch.Tensor | None, level: float) -> Output | None:
         """Take an embedding [1, dim]; with `following`, the next one, a device is kept busy meanwhile."""
-        if self._position < self._settings.prompt_tokens - 1:
-            self._prompt.append(row)
-            self._position += 1
-            return None
-        if self._prompt or self._position == 0:
-            choice = self._prefill(torch.cat((*self._prompt, row)))
-            self._prompt.clear()
+        prompt = self._settings.prompt_tokens
+        if self._position < self._together:
+            choice = self._gather(row)
         else:
-            pending = self._ahead or self._start(row, self._token)
+            pending = self._ahead or self._start(row, self._token_here())
             self._ahead = None
-            if following is not None and self._decoder.works_aside and self._guard is None:
-                self._ahead = self._start(following, CHOSEN)
-            choice = pending()
-        output = self._decide(Choice.of(choice[0]), level)
+            if self._position < prompt - 1:
+                choice = None  # nobody wants it, so it is not waited for
+            else:
+                if following is not None and self._decoder.works_aside and self._guard is None:
+                    self._ahead = self._start(following, CHOSEN)
+                choice = pending()
+        output = None
+        if choice is not None and self._position >= prompt - 1:
+            output = self._decide(Choice.of(choice[0]), level)
         self._position += 1
         return output
 
+    def _token_here(self) -> int:
+        """Return the token in front of the present position: of the prompt, or the last one that was chosen."""
+        if self._position >= self._settings.prompt_tokens:
+            return self._token
+        return self._ids.pad if self._position else self._ids.bos
+
     def _start(self, row: torch.Tensor, token: int) -> Callable[[], torch.Tensor]:
         """Start the step of an embedding [1, dim] behind a token."""
-        return self._decoder.start_step(self._state, row[None], torch.tensor([[token]]))
+        return self._decoder.start_step(self._state, row[None], torch.full((1, 1), token))
 
-    def _prefill(self, rows: torch.Tensor) -> torch.Tensor:
+    def _gather(self, row: torch.Tensor) -> torch.Tensor | None:
+        """Take an embedding [1, dim] of those that run in one pass; run it when they are complete."""
+        self._prompt.append(row)
+        if len(self._prompt) < self._together:
+            return None
+        rows = torch.cat(self._prompt)
+        self._prompt.clear()
         prompt = [self._ids.bos] + [self._ids.pad] * (rows.shape[0] - 1)
         tokens = torch.tensor([prompt], device=self._decoder.device)
         choice, self._state = self._decoder.prefill(self._state, rows[None], tokens)
