@@ -11,6 +11,7 @@ Position and length are read on the device, so that one CUDA graph serves every 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -18,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from voxtral_pipes.kernels import q4_tiles
+from voxtral_pipes.kernels.early import begin, overlapped
 from voxtral_pipes.kernels.packed import Q4CudaWeight, Q4TileWeight
 from voxtral_pipes.kernels.q4_tiles import NormRows
 from voxtral_pipes.kernels.rows import (
@@ -26,6 +28,7 @@ from voxtral_pipes.kernels.rows import (
     norm_rows,
     one_row,
     operands,
+    row_settings,
     rows_settings,
     tickets,
 )
@@ -33,8 +36,6 @@ from voxtral_pipes.kernels.rows import (
 PARTS = 16
 """Of the ring, for each group of heads; with 8 groups that is a program for nearly every multiprocessor."""
 BLOCK_KEYS = 32
-BLOCK_OUT, DENSE_IN, PACKED_IN = 8, 512, 1024
-"""Of the projections of one position; a block of outputs holds whole pairs and lies in one head."""
 BLOCK_PAIRS = 64
 
 Matrix = Tensor | Q4CudaWeight | Q4TileWeight
@@ -45,9 +46,10 @@ Projections = tuple[Matrix, Matrix, Matrix]
 @triton.jit
 def _project(
     x, gain, wq, wk, wv, sq, sk, sv, turn, q, keys, values, position, n_q, n_kv, n_in, capacity, eps,
-    HEAD: tl.constexpr, PACKED: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    HEAD: tl.constexpr, PACKED: tl.constexpr, EARLY: tl.constexpr, CHUNKS: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """Each program makes a block of the outputs of one projection; blocks do not cross heads."""
+    """Each program makes a block of the outputs of one projection: whole pairs, all of one head."""
     program = tl.program_id(0)
     q_blocks, kv_blocks = n_q // BLOCK_OUT, n_kv // BLOCK_OUT
     if program < q_blocks:
@@ -57,8 +59,8 @@ def _project(
     else:
         weight, scales, first, n_out = wv, sv, (program - q_blocks - kv_blocks) * BLOCK_OUT, n_kv
     total = one_row(
-        x, gain, weight, scales, weight, scales, first, n_out, n_in, eps, PACKED, True, False, True,
-        BLOCK_OUT, BLOCK_IN,
+        x, gain, weight, scales, weight, scales, first, n_out, n_in, eps, PACKED, True, False, EARLY,
+        CHUNKS, WHOLE, BLOCK_OUT, BLOCK_IN,
     )  # fmt: skip
     if program < q_blocks + kv_blocks:
         pair = (first % HEAD) // 2 + tl.arange(0, BLOCK_OUT // 2)
@@ -136,13 +138,14 @@ def _turn_and_store(
 def _attend(
     q, keys, values, position, mixed, tops, sums, y, counters, capacity, window, scale, steps, n_q,
     GROUP: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-    ASKING: tl.constexpr,
+    EARLY: tl.constexpr, ASKING: tl.constexpr,
 ):  # fmt: skip
     """Grid (groups, PARTS): all queries of one group over one part of the ring; its last program merges.
 
     Row r asks for position `r // GROUP` of the step with head `r % GROUP` of the group; none does from ASKING on.
     """
     group, part = tl.program_id(0), tl.program_id(1)
+    begin(EARLY)
     first = tl.load(position)
     last = first + steps - 1
     held = tl.minimum(last + 1, capacity)
@@ -198,7 +201,9 @@ def _attend(
         tl.store(counters + group, 0)
 
 
-def _attend_ring(q: Tensor, keys: Tensor, values: Tensor, position: Tensor, window: int) -> Tensor:
+def _attend_ring(
+    q: Tensor, keys: Tensor, values: Tensor, position: Tensor, window: int, settings: dict[str, Any]
+) -> Tensor:
     """Attend to the ring: q [T, H, D] -> [T, H D]."""
     steps, heads, head_dim = q.shape
     n_kv_heads, capacity, _ = keys.shape
@@ -209,7 +214,7 @@ def _attend_ring(q: Tensor, keys: Tensor, values: Tensor, position: Tensor, wind
     _attend[(n_kv_heads, PARTS)](
         q, keys, values, position, mixed, tops, sums, y, tickets(q.device), capacity, window,
         1 / math.sqrt(head_dim), steps, heads * head_dim, GROUP=group, HEAD=head_dim, PARTS=PARTS, ROWS=MAX_ROWS,
-        BLOCK_KEYS=BLOCK_KEYS, ASKING=triton.next_power_of_2(group * steps), num_warps=4,
+        ASKING=triton.next_power_of_2(group * steps), num_warps=4, **settings,
     )  # fmt: skip
     return y
 
@@ -234,13 +239,13 @@ def attend_one(
     n_q, n_kv, n_in = weights[0].shape[0], weights[1].shape[0], x.shape[1]
     matrices, scales = zip(*map(operands, weights), strict=True)
     q = torch.empty(1, n_q // head_dim, head_dim, device=x.device, dtype=x.dtype)
-    packed = isinstance(weights[0], Q4CudaWeight)
-    _project[((n_q + 2 * n_kv) // BLOCK_OUT,)](
+    settings = row_settings(weights[0], n_q + 2 * n_kv, device=x.device)
+    _project[((n_q + 2 * n_kv) // settings["BLOCK_OUT"],)](
         x, norm, *matrices, *scales, torch.view_as_real(turn), q, keys,
-        values, position, n_q, n_kv, n_in, capacity, eps, HEAD=head_dim, PACKED=packed, BLOCK_OUT=BLOCK_OUT,
-        BLOCK_IN=PACKED_IN if packed else DENSE_IN, num_warps=4, num_stages=1,
+        values, position, n_q, n_kv, n_in, capacity, eps, HEAD=head_dim, **settings,
     )  # fmt: skip
-    return _attend_ring(q, keys, values, position, window)
+    attend = {"BLOCK_KEYS": BLOCK_KEYS, **overlapped(x.device)}
+    return _attend_ring(q, keys, values, position, window, attend)
 
 
 def three_products(
@@ -257,7 +262,8 @@ def three_products(
     tiles = triton.cdiv(n_q, settings["BLOCK_OUT"]) + 2 * triton.cdiv(n_kv, settings["BLOCK_OUT"])
     _three_products[(tiles,)](
         x, *weights, *(x if bias is None else bias for bias in biases), y, n_q, n_kv, x.shape[1], x.shape[0],
-        BIAS_Q=biases[0] is not None, BIAS_K=biases[1] is not None, BIAS_V=biases[2] is not None, ROWS=MAX_ROWS, **settings,
+        BIAS_Q=biases[0] is not None, BIAS_K=biases[1] is not None, BIAS_V=biases[2] is not None,
+        ROWS=MAX_ROWS, **settings,
     )  # fmt: skip
     return y
 
@@ -283,7 +289,7 @@ def attend_few(
     if q4_tiles.are_tiles(weights):
         begun = q4_tiles.begin(x, norm) if isinstance(x, Tensor) else x
         q = q4_tiles.project(begun, weights, eps, biases, turn, keys, values, position)
-        return _attend_ring(q, keys, values, position, window)
+        return _attend_ring(q, keys, values, position, window, {"BLOCK_KEYS": BLOCK_KEYS, "EARLY": 0})
     assert isinstance(x, Tensor)
     _, capacity, head_dim = keys.shape
     steps, n_q, n_kv = x.shape[0], weights[0].shape[0], weights[1].shape[0]
@@ -293,4 +299,4 @@ def attend_few(
         qkv, torch.view_as_real(turn), q, keys,
         values, position, n_q, n_kv, capacity, HEAD=head_dim, BLOCK=BLOCK_PAIRS, num_warps=1,
     )  # fmt: skip
-    return _attend_ring(q, keys, values, position, window)
+    return _attend_ring(q, keys, values, position, window, {"BLOCK_KEYS": BLOCK_KEYS, "EARLY": 0})

@@ -30,7 +30,7 @@ from voxtral_pipes.kernels.packed import (
     Q4TileWeight,
     Weight,
 )
-from voxtral_pipes.kernels.reference import attention, rms_norm, rotate
+from voxtral_pipes.kernels.reference import attention, rotate
 
 if TYPE_CHECKING:
     from voxtral_pipes.kernels.decode_attention import Projections
@@ -247,6 +247,15 @@ def _linear_rows(x: Tensor, weight: Weight, **beside: Any) -> Tensor:
         assert isinstance(weight, Tensor | Q4CudaWeight)
         y = linear_rows(rows, weight, **beside)
     return y.view(*x.shape[:-1], -1)
+
+
+def rms_norm(x: Tensor, norm: Tensor, eps: float) -> Tensor:
+    """Compute `x rsqrt(mean(x^2) + eps) norm`: x [..., N], norm [N], result as x."""
+    if fits_triton(x, norm):
+        from voxtral_pipes.kernels.rows import norm_rows
+
+        return norm_rows(_rows(x).contiguous(), norm, eps).view(x.shape)
+    return reference.rms_norm(x, norm, eps)
 
 
 def norm_swiglu(x: Tensor, norm: Tensor, eps: float, gate: Weight, up: Weight) -> Tensor:

@@ -148,8 +148,8 @@ def _move_on(
     if gain is not None:
         scaled, squares = torch.empty_like(tokens), torch.empty(programs, n, device=state.device)
     _move[(programs,)](
-        state, velocity, moved, weight, time, condition, tokens, time if gain is None else gain, scaled, squares, guidance,
-        length, n_state, dim, HAS_GAIN=gain is not None, N=n, BLOCK_STATE=triton.next_power_of_2(n_state),
+        state, velocity, moved, weight, time, condition, tokens, time if gain is None else gain, scaled, squares,
+        guidance, length, n_state, dim, HAS_GAIN=gain is not None, N=n, BLOCK_STATE=triton.next_power_of_2(n_state),
         BLOCK_DIM=BLOCK_DIM, num_warps=4,
     )  # fmt: skip
     return moved, NormRows(tokens, scaled, squares)

@@ -80,7 +80,7 @@ class Q4CudaWeight:
     codes: Tensor
     """int32 [out, words]."""
     scales: Tensor
-    """float16 [out, in / 32]."""
+    """float16 [out / 8, in / 32, 8]."""
     shape: tuple[int, int]
     """(out, in), in weights."""
 

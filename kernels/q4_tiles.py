@@ -78,19 +78,19 @@ def _by_pairs(words, ASM: tl.constexpr):
 
 
 @triton.jit
-def _codes(words, I: tl.constexpr, WIDE: tl.constexpr):
-    """Return nibble I of each word less 8, exact: bfloat16 if WIDE, else float16."""
+def _codes(words, NIBBLE: tl.constexpr, WIDE: tl.constexpr):
+    """Return nibble NIBBLE of each word less 8, exact: bfloat16 if WIDE, else float16."""
     if not WIDE:
-        held = (((words >> (4 * I)) & 15) | 0x6400).to(tl.int16)
+        held = (((words >> (4 * NIBBLE)) & 15) | 0x6400).to(tl.int16)
         value = (held.to(tl.float16, bitcast=True) - 1032.0).to(tl.float16)
     elif not DEVICE:
-        held = (((words >> (4 * I)) & 15) | 0x4300).to(tl.int16)
+        held = (((words >> (4 * NIBBLE)) & 15) | 0x4300).to(tl.int16)
         value = (held.to(tl.bfloat16, bitcast=True) - 136.0).to(tl.bfloat16)
-    elif I == 0:
+    elif NIBBLE == 0:
         value = _by_pairs(words, NIBBLE_0)
-    elif I == 1:
+    elif NIBBLE == 1:
         value = _by_pairs(words, NIBBLE_1)
-    elif I == 2:
+    elif NIBBLE == 2:
         value = _by_pairs(words, NIBBLE_2)
     else:
         value = _by_pairs(words, NIBBLE_3)
@@ -112,8 +112,13 @@ def _scales(scales, group, groups):
 
 
 @triton.jit
-def _scale(four, I: tl.constexpr):
-    return ((four >> (16 * I)) & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)[:, :, None]
+def _scale(four, NIBBLE: tl.constexpr):
+    return (
+        ((four >> (16 * NIBBLE)) & 0xFFFF)
+        .to(tl.int16)
+        .to(tl.float16, bitcast=True)
+        .to(tl.float32)[:, :, None]
+    )
 
 
 @triton.jit

@@ -19,23 +19,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from voxtral_pipes.kernels.early import begin, overlapped
 from voxtral_pipes.kernels.packed import Q4CudaWeight, Q4TileWeight
-from voxtral_pipes.kernels.q4_rows import packed_row
+from voxtral_pipes.kernels.q4_row import packed_row
 
 MAX_ROWS = 16
 """Rows of one tile of the tensor core."""
-# Measured on an H200 with weights of 3072 x 4096 to 9216 x 3072: 3.0 to 3.9 TB/s of 4.25.
-ONE_ROW: dict[str, Any] = {"BLOCK_OUT": 4, "BLOCK_IN": 1024, "num_warps": 4, "num_stages": 1}
+# Measured on an H200 with weights of 3072 x 4096 to 9216 x 3072: 3.1 to 4.1 TB/s of 4.25.
+ONE_ROW: dict[str, Any] = {"BLOCK_OUT": 4, "BLOCK_IN": 512, "num_warps": 2}
+LONG_ONE_ROW: dict[str, Any] = {"BLOCK_OUT": 4, "BLOCK_IN": 2048, "num_warps": 4}
+WIDE_ONE_ROW: dict[str, Any] = {"BLOCK_OUT": 4, "BLOCK_IN": 1024, "num_warps": 4}
+# The same, Q4_0: 2.0 TB/s for the smallest matrix, 4.2 for the tied embedding.
+PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 4096, "num_warps": 4}
+WIDE_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 1024, "num_warps": 1}
+WIDE = 4096
+"""More outputs than this, of all matrices of a launch, are enough programs for a device if each has one warp."""
+NARROWEST = 128
+"""Inputs of a tile at least."""
 SHORT_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 128, "num_warps": 2, "num_stages": 6}
 LONG_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 256, "num_warps": 2, "num_stages": 5}
 GATED_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 128, "num_warps": 1, "num_stages": 3}
 LONG = 4096
-# The same, Q4_0: 1.2 TB/s for the smallest matrix, 2.8 for the tied embedding.
-PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 4096, "AHEAD": False, "num_warps": 4}
-LONG_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 4, "BLOCK_IN": 2048, "AHEAD": True, "num_warps": 2}
-GATED_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 1024, "AHEAD": False, "num_warps": 4}
-TALL_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 1024, "AHEAD": False, "num_warps": 1}
-TALL = 32768
 TICKETS = 1 << 12
 """Counters, of parts that have ended."""
 
@@ -46,15 +50,28 @@ def operands(weight: Tensor | Q4CudaWeight | Q4TileWeight) -> tuple[Tensor, Tens
     return (weight, weight) if isinstance(weight, Tensor) else (weight.codes, weight.scales)
 
 
-def row_settings(weight: Tensor | Q4CudaWeight, *, gated: bool) -> dict[str, Any]:
-    """Return how to launch a product with one row."""
-    if isinstance(weight, Tensor):
-        return {"PACKED": False, "AHEAD": False, **ONE_ROW}
-    n_out, n_in = weight.shape
-    settings = LONG_PACKED_ROW if n_in > LONG else PACKED_ROW
-    if n_out >= TALL:
-        settings = TALL_PACKED_ROW
-    return {"PACKED": True, "num_stages": 1, **(GATED_PACKED_ROW if gated else settings)}
+def row_settings(
+    weight: Tensor | Q4CudaWeight, n_out: int, *, gated: bool = False, device: torch.device
+) -> dict[str, Any]:
+    """Return how to launch a product of `n_out` outputs, of this weight and others like it, with one row."""
+    n_in = weight.shape[1]
+    packed = isinstance(weight, Q4CudaWeight)
+    if packed:
+        settings = WIDE_PACKED_ROW if gated or n_out > WIDE else PACKED_ROW
+    elif n_in > LONG:
+        settings = LONG_ONE_ROW
+    else:
+        settings = WIDE_ONE_ROW if n_out > WIDE and not gated else ONE_ROW
+    block_in = max(min(settings["BLOCK_IN"], triton.next_power_of_2(n_in)), NARROWEST)
+    return {
+        **settings,
+        "PACKED": packed,
+        "BLOCK_IN": block_in,
+        "CHUNKS": triton.cdiv(n_in, block_in),
+        "WHOLE": n_in % block_in == 0 and n_out % settings["BLOCK_OUT"] == 0,
+        "num_stages": 1,
+        **overlapped(device),
+    }
 
 
 def rows_settings(weight: Tensor, *, gated: bool = False) -> dict[str, Any]:
@@ -69,22 +86,46 @@ def tickets(device: torch.device) -> Tensor:
 
 
 @triton.jit
-def dense_row(
-    x, gain, weight, up, first, n_out, n_in, eps, HAS_NORM: tl.constexpr, GATED: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
+def _dense_tile(
+    weight, first, start, n_out, n_in, WHOLE: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr
 ):  # fmt: skip
-    """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]; x [n_in], weight [n_out, n_in]."""
-    out, into = first + tl.arange(0, BLOCK_OUT), tl.arange(0, BLOCK_IN)
+    """Load weights [BLOCK_OUT, BLOCK_IN], from input `start` on; WHOLE says that tiles do not reach past the end."""
+    out, at = first + tl.arange(0, BLOCK_OUT), start + tl.arange(0, BLOCK_IN)
+    place = out[:, None].to(tl.int64) * n_in + at[None, :]
+    if WHOLE:
+        w = tl.load(weight + place, eviction_policy="evict_first")
+    else:
+        there = (out < n_out)[:, None] & (at < n_in)[None, :]
+        w = tl.load(weight + place, there, 0.0, eviction_policy="evict_first")
+    return w
+
+
+@triton.jit
+def dense_row(
+    x, gain, weight, up, first, n_out, n_in, eps, HAS_NORM: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
+    CHUNKS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+):  # fmt: skip
+    """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]; x [n_in], weight [n_out, n_in].
+
+    As `packed_row`, of CHUNKS tiles of BLOCK_IN inputs.
+    """
+    into = tl.arange(0, BLOCK_IN)
     total = tl.zeros([BLOCK_OUT, BLOCK_IN], tl.float32)
     other = tl.zeros([BLOCK_OUT, BLOCK_IN], tl.float32)
     squares = tl.zeros([BLOCK_IN], tl.float32)
-    for start in range(0, n_in, BLOCK_IN):
-        at = start + into
-        place = out[:, None].to(tl.int64) * n_in + at[None, :]
-        there = (out < n_out)[:, None] & (at < n_in)[None, :]
-        w = tl.load(weight + place, there, 0.0, eviction_policy="evict_first")
-        if GATED:
-            u = tl.load(up + place, there, 0.0, eviction_policy="evict_first")
+    w = _dense_tile(weight, first, 0, n_out, n_in, WHOLE, BLOCK_OUT, BLOCK_IN)
+    u = w
+    if GATED:
+        u = _dense_tile(up, first, 0, n_out, n_in, WHOLE, BLOCK_OUT, BLOCK_IN)
+    begin(EARLY)
+    for chunk in tl.static_range(CHUNKS):
+        next_w, next_u = w, u
+        if chunk + 1 < CHUNKS:
+            start = (chunk + 1) * BLOCK_IN
+            next_w = _dense_tile(weight, first, start, n_out, n_in, WHOLE, BLOCK_OUT, BLOCK_IN)
+            if GATED:
+                next_u = _dense_tile(up, first, start, n_out, n_in, WHOLE, BLOCK_OUT, BLOCK_IN)
+        at = chunk * BLOCK_IN + into
         held = tl.load(x + at, at < n_in, 0.0).to(tl.float32)
         if HAS_NORM:
             squares += held * held
@@ -92,6 +133,7 @@ def dense_row(
         total += w.to(tl.float32) * held[None, :]
         if GATED:
             other += u.to(tl.float32) * held[None, :]
+        w, u = next_w, next_u
     result = tl.sum(total, 1)
     if HAS_NORM:
         factor = tl.rsqrt(tl.sum(squares, 0) / n_in + eps)
@@ -107,16 +149,22 @@ def dense_row(
 @triton.jit
 def one_row(
     x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, PACKED: tl.constexpr, HAS_NORM: tl.constexpr,
-    GATED: tl.constexpr, AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    GATED: tl.constexpr, EARLY: tl.constexpr, CHUNKS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]: x [n_in]."""
+    """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]: x [n_in].
+
+    Calls `begin`: what comes behind may read what the kernel before wrote.
+    """
     if PACKED:
         result = packed_row(
-            x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, HAS_NORM, GATED, AHEAD, BLOCK_OUT,
-            BLOCK_IN // 32,
+            x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, HAS_NORM, GATED, EARLY, CHUNKS, WHOLE,
+            BLOCK_OUT, BLOCK_IN // 32,
         )  # fmt: skip
     else:
-        result = dense_row(x, gain, weight, up, first, n_out, n_in, eps, HAS_NORM, GATED, BLOCK_OUT, BLOCK_IN)
+        result = dense_row(
+            x, gain, weight, up, first, n_out, n_in, eps, HAS_NORM, GATED, EARLY, CHUNKS, WHOLE, BLOCK_OUT, BLOCK_IN
+        )  # fmt: skip
     return result
 
 
@@ -124,12 +172,13 @@ def one_row(
 def _one_row(
     x, gain, weight, scales, up, up_scales, bias, residual, y, n_out, n_in, eps, HAS_NORM: tl.constexpr,
     GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PACKED: tl.constexpr,
-    AHEAD: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    EARLY: tl.constexpr, CHUNKS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_OUT
     result = one_row(
-        x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, PACKED, HAS_NORM, GATED, AHEAD, BLOCK_OUT,
-        BLOCK_IN,
+        x, gain, weight, scales, up, up_scales, first, n_out, n_in, eps, PACKED, HAS_NORM, GATED, EARLY, CHUNKS, WHOLE,
+        BLOCK_OUT, BLOCK_IN,
     )  # fmt: skip
     out = first + tl.arange(0, BLOCK_OUT)
     if HAS_BIAS:
@@ -229,7 +278,7 @@ def linear_rows(
             x, weight, beside, *behind, y, n_out, n_in, rows, ROWS=MAX_ROWS, **flags, **tiles
         )
         return y
-    settings = row_settings(weight, gated=up is not None)
+    settings = row_settings(weight, n_out, gated=up is not None, device=x.device)
     _one_row[(triton.cdiv(n_out, settings["BLOCK_OUT"]),)](
         x, x if norm is None else norm, *operands(weight), *operands(beside), *behind, y, n_out, n_in, eps,
         HAS_NORM=norm is not None, **flags, **settings,

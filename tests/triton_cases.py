@@ -103,6 +103,21 @@ class Cases:
             float(squares.abs().max() / n_out),
         )
 
+    def unlike_numbers(self, n_in: int, form: Form, value: float, *, norm: bool, gated: bool) -> bool:
+        """Tell whether one input that is not finite leaves no output finite."""
+        from voxtral_pipes.kernels.rows import linear_rows
+
+        x, (weight, _), (up, _) = self.draw(1, n_in), self.matrix(9, n_in, form), self.matrix(9, n_in, form)
+        given: dict[str, Any] = {"norm": self.norm(n_in), "eps": EPS} if norm else {}
+        given |= {"up": up} if gated else {}
+        assert not isinstance(weight, Q4TileWeight)
+        shows = True
+        for place in (0, n_in // 2, n_in - 1):
+            wrong = x.clone()
+            wrong[0, place] = value
+            shows &= not linear_rows(wrong, weight, dtype=torch.float32, **given).isfinite().any().item()
+        return shows
+
     def unpack(self, n_in: int, n_out: int, form: Form) -> float:
         from voxtral_pipes.kernels import q4_rows, q4_tiles
 

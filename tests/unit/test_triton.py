@@ -58,8 +58,8 @@ def cases() -> Cases:
 @pytest.mark.parametrize(
     ("rows", "n_in", "n_out"),
     odd_and(
-        [(1, 96, 80), (1, 1300, 7), (2, 300, 36), (6, 530, 50), (16, 64, 17)],
-        [(1, 3072, 9216), (1, 9216, 3072), (6, 3072, 9216), (2, 9216, 3072)],
+        [(1, 96, 80), (1, 1300, 7), (1, 4200, 5), (1, 1024, 12), (2, 300, 36), (6, 530, 50), (16, 64, 17)],
+        [(1, 4096, 3072), (1, 3072, 9216), (1, 9216, 3072), (6, 3072, 9216), (2, 9216, 3072)],
     ),
 )
 def test_products_of_a_few_rows(
@@ -104,15 +104,19 @@ def test_one_position_of_attention(
     ("rows", "n_in", "n_out", "form"),
     odd_and(
         [
+            (1, 32, 9, "row"),
             (1, 96, 80, "row"),
             (1, 1312, 7, "row"),
+            (1, 2048, 24, "row"),
+            (1, 4160, 5, "row"),
             (1, 96, 9, "tiles"),
             (2, 320, 36, "tiles"),
             (6, 544, 50, "tiles"),
-            (9, 2080, 17, "tiles"),
+            (9, 1056, 17, "tiles"),
             (16, 352, 33, "tiles"),
         ],
         [
+            (1, 4096, 3072, "row"),
             (1, 3072, 9216, "row"),
             (1, 9216, 3072, "row"),
             (6, 3072, 9216, "tiles"),
@@ -163,6 +167,26 @@ def test_tiles_are_no_larger_than_packed_weights_but_for_padding(cases: Cases, n
     assert isinstance(weight, Q4TileWeight)
     held = sum(part.numel() * part.element_size() for part in (weight.codes, weight.scales))
     assert held == -(-n_out // 16) * 16 * -(-n_in // 128) * 4 * 18
+
+
+@pytest.mark.parametrize("form", ["dense", "row"])
+@pytest.mark.parametrize(("n_in", "n_out"), [(96, 20), (1056, 19), (1024, 24)])
+def test_one_row_as_of_many_outputs(
+    monkeypatch: pytest.MonkeyPatch, cases: Cases, n_in: int, n_out: int, form: Form
+) -> None:
+    """Their settings are others; so many would take the interpreter long."""
+    monkeypatch.setattr("voxtral_pipes.kernels.rows.WIDE", 16)
+    given = {"norm": True, "gated": False, "residual": True}
+    assert cases.linear_rows(1, n_in, n_out, form=form, **given) < TOLERANCE
+
+
+@pytest.mark.parametrize("form", ["dense", "row"])
+@pytest.mark.parametrize(("norm", "gated"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_inputs_that_are_not_finite_show(
+    cases: Cases, value: float, norm: bool, gated: bool, form: Form
+) -> None:
+    assert cases.unlike_numbers(160, form, value, norm=norm, gated=gated)
 
 
 @pytest.mark.parametrize("form", ["row", "tiles"])
