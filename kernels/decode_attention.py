@@ -135,6 +135,29 @@ def _turn_and_store(
 
 
 @triton.jit
+def _merge(
+    mixed, tops, sums, y, group, steps, n_q, GROUP: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr,
+    ASKING: tl.constexpr,
+):  # fmt: skip
+    """Put the parts of all queries of a group together, at most ASKING of them."""
+    query, width = tl.arange(0, ASKING), tl.arange(0, HEAD)
+    step, head, asks = query // GROUP, group * GROUP + query % GROUP, query < GROUP * steps
+    place = (step * (n_q // HEAD) + head) * PARTS
+    top = tl.full([ASKING], -float("inf"), tl.float32)
+    total = tl.zeros([ASKING], tl.float32)
+    sum_v = tl.zeros([ASKING, HEAD], tl.float32)
+    # Not from the multiprocessor's own cache, which does not see what others wrote.
+    for k in tl.static_range(PARTS):
+        top = tl.maximum(top, tl.load(tops + place + k, asks, 0.0, cache_modifier=".cg"))
+    for k in tl.static_range(PARTS):
+        share = tl.exp(tl.load(tops + place + k, asks, 0.0, cache_modifier=".cg") - top)
+        total += tl.load(sums + place + k, asks, 1.0, cache_modifier=".cg") * share
+        at = mixed + (place + k)[:, None] * HEAD + width[None, :]
+        sum_v += tl.load(at, asks[:, None], 0.0, cache_modifier=".cg") * share[:, None]
+    tl.store(y + (step * n_q + head * HEAD)[:, None] + width[None, :], sum_v / total[:, None], asks[:, None])
+
+
+@triton.jit
 def _attend(
     q, keys, values, position, mixed, tops, sums, y, counters, capacity, window, scale, steps, n_q,
     GROUP: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
@@ -142,7 +165,7 @@ def _attend(
 ):  # fmt: skip
     """Grid (groups, PARTS): all queries of one group over one part of the ring; its last program merges.
 
-    Row r asks for position `r // GROUP` of the step with head `r % GROUP` of the group; none does from ASKING on.
+    Row r asks for position `r // GROUP` of the step with head `r % GROUP` of the group.
     """
     group, part = tl.program_id(0), tl.program_id(1)
     begin(EARLY)
@@ -181,23 +204,7 @@ def _attend(
     tl.store(mixed + (place + part)[:, None] * HEAD + width[None, :], sum_v, asks[:, None])
     tl.debug_barrier()
     if tl.atomic_add(counters + group, 1) == PARTS - 1:
-        query = tl.arange(0, ASKING)
-        step, head, asks = query // GROUP, group * GROUP + query % GROUP, query < GROUP * steps
-        place = (step * (n_q // HEAD) + head) * PARTS
-        top = tl.full([ASKING], -float("inf"), tl.float32)
-        total = tl.zeros([ASKING], tl.float32)
-        sum_v = tl.zeros([ASKING, HEAD], tl.float32)
-        # Not from the multiprocessor's own cache, which does not see what others wrote.
-        for k in tl.static_range(PARTS):
-            top = tl.maximum(top, tl.load(tops + place + k, asks, 0.0, cache_modifier=".cg"))
-        for k in tl.static_range(PARTS):
-            share = tl.exp(tl.load(tops + place + k, asks, 0.0, cache_modifier=".cg") - top)
-            total += tl.load(sums + place + k, asks, 1.0, cache_modifier=".cg") * share
-            at = mixed + (place + k)[:, None] * HEAD + width[None, :]
-            sum_v += tl.load(at, asks[:, None], 0.0, cache_modifier=".cg") * share[:, None]
-        tl.store(
-            y + (step * n_q + head * HEAD)[:, None] + width[None, :], sum_v / total[:, None], asks[:, None]
-        )
+        _merge(mixed, tops, sums, y, group, steps, n_q, GROUP, HEAD, PARTS, ASKING)
         tl.store(counters + group, 0)
 
 

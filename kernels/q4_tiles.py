@@ -128,7 +128,7 @@ def _two_tiles(
 ):  # fmt: skip
     """Return the products of a tile, and with TWO of another, with x [rows, n_in]: float32 [16, N] each."""
     word, row, groups = tl.arange(0, 32), tl.arange(0, N), tl.cdiv(n_in, 128)
-    WIDE: tl.constexpr = x.dtype.element_ty == tl.bfloat16
+    wide: tl.constexpr = x.dtype.element_ty == tl.bfloat16
     codes += tile.to(tl.int64) * groups * 512
     scales += tile.to(tl.int64) * groups * 64
     others += other_tile.to(tl.int64) * groups * 512
@@ -151,9 +151,9 @@ def _two_tiles(
                 x + (row * n_in)[None, None, :] + at[:, :, None],
                 (row < rows)[None, None, :] & (at < n_in)[:, :, None], 0.0,
             )  # fmt: skip
-            total += tl.dot(_codes(w, i, WIDE), held) * _scale(s, i)
+            total += tl.dot(_codes(w, i, wide), held) * _scale(s, i)
             if TWO:
-                other += tl.dot(_codes(u, i, WIDE), held) * _scale(t, i)
+                other += tl.dot(_codes(u, i, wide), held) * _scale(t, i)
         s = next_s
         if TWO:
             t = next_t
@@ -190,8 +190,8 @@ def _leave(
 
 @triton.jit
 def _linear(
-    x, sums, codes, scales, up, up_scales, bias, residual, y, gain, scaled, squares, n_out, n_in, rows, apart, eps, count,
-    HAS_NORM: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    x, sums, codes, scales, up, up_scales, bias, residual, y, gain, scaled, squares, n_out, n_in, rows, apart, eps,
+    count, HAS_NORM: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     HAS_GAIN: tl.constexpr, TWO: tl.constexpr, N: tl.constexpr, WARPS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Grid: tiles of outputs, or pairs of them with TWO; if GATED, each with that of `up`."""
@@ -269,15 +269,15 @@ def _three(
     WARPS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Grid: tiles of the outputs of each of three projections, or pairs of them with TWO."""
-    EACH: tl.constexpr = 2 if TWO else 1
+    each: tl.constexpr = 2 if TWO else 1
     program = tl.program_id(0)
-    q_programs, kv_programs = tl.cdiv(n_q, 16 * EACH), tl.cdiv(n_kv, 16 * EACH)
+    q_programs, kv_programs = tl.cdiv(n_q, 16 * each), tl.cdiv(n_kv, 16 * each)
     if program < q_programs:
-        codes, scales, which, tile, n_out = q, q_scales, 0, program * EACH, n_q
+        codes, scales, which, tile, n_out = q, q_scales, 0, program * each, n_q
     elif program < q_programs + kv_programs:
-        codes, scales, which, tile, n_out = k, k_scales, 1, (program - q_programs) * EACH, n_kv
+        codes, scales, which, tile, n_out = k, k_scales, 1, (program - q_programs) * each, n_kv
     else:
-        tile = (program - q_programs - kv_programs) * EACH
+        tile = (program - q_programs - kv_programs) * each
         codes, scales, which, n_out = v, v_scales, 2, n_kv
     slot = tl.arange(0, N)[None, :]
     if IN_RING:
@@ -303,8 +303,8 @@ def _three(
     )  # fmt: skip
     if TWO:
         _leave_projected(
-            other * factor, q_bias, k_bias, v_bias, turn, y, keys, values, slot, which, tile + 1, n_q, n_kv, rows, capacity,
-            HAS_Q_BIAS, HAS_K_BIAS, HAS_V_BIAS, IN_RING, HEAD, N,
+            other * factor, q_bias, k_bias, v_bias, turn, y, keys, values, slot, which, tile + 1, n_q, n_kv, rows,
+            capacity, HAS_Q_BIAS, HAS_K_BIAS, HAS_V_BIAS, IN_RING, HEAD, N,
         )  # fmt: skip
 
 
@@ -415,8 +415,8 @@ def _multiply(
     beside = weight if up is None else up
     _linear[(triton.cdiv(tiles, 2) if settings["TWO"] else tiles,)](
         held, sums, weight.codes, weight.scales, beside.codes, beside.scales, y if bias is None else bias,
-        y if residual is None else residual, y, y if gain is None else gain, scaled, squares, n_out, n_in, len(held), apart,
-        eps, len(sums), HAS_NORM=isinstance(x, NormRows), GATED=up is not None, HAS_BIAS=bias is not None,
+        y if residual is None else residual, y, y if gain is None else gain, scaled, squares, n_out, n_in, len(held),
+        apart, eps, len(sums), HAS_NORM=isinstance(x, NormRows), GATED=up is not None, HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None, HAS_GAIN=gain is not None, **flags, **settings,
     )  # fmt: skip
     return NormRows(y, scaled, squares)
@@ -508,7 +508,7 @@ def _project(
     each = 2 * TILE if settings["TWO"] else TILE
     operands = (part for weight in weights for part in (weight.codes, weight.scales))
     _three[(triton.cdiv(n_q, each) + 2 * triton.cdiv(n_kv, each),)](
-        held, sums, *operands, *(held if bias is None else bias for bias in biases), *places, n_q, n_kv, n_in, len(held),
-        capacity, eps, len(sums), HAS_Q_BIAS=biases[0] is not None, HAS_K_BIAS=biases[1] is not None,
+        held, sums, *operands, *(held if bias is None else bias for bias in biases), *places, n_q, n_kv, n_in,
+        len(held), capacity, eps, len(sums), HAS_Q_BIAS=biases[0] is not None, HAS_K_BIAS=biases[1] is not None,
         HAS_V_BIAS=biases[2] is not None, IN_RING=in_ring, HEAD=head, **flags, **settings,
     )  # fmt: skip
