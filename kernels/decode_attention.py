@@ -246,6 +246,7 @@ def attend_one(
     n_q, n_kv, n_in = weights[0].shape[0], weights[1].shape[0], x.shape[1]
     matrices, scales = zip(*map(operands, weights), strict=True)
     q = torch.empty(1, n_q // head_dim, head_dim, device=x.device, dtype=x.dtype)
+    assert not isinstance(weights[0], Q4TileWeight)
     settings = row_settings(weights[0], n_q + 2 * n_kv, device=x.device)
     _project[((n_q + 2 * n_kv) // settings["BLOCK_OUT"],)](
         x, norm, *matrices, *scales, torch.view_as_real(turn), q, keys,

@@ -181,7 +181,7 @@ def test_one_row_as_of_many_outputs(
 
 
 @pytest.mark.parametrize("form", ["dense", "row"])
-@pytest.mark.parametrize(("norm", "gated"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("norm", "gated"), [(False, False), (True, True)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_inputs_that_are_not_finite_show(
     cases: Cases, value: float, norm: bool, gated: bool, form: Form
@@ -206,7 +206,7 @@ def test_sums_of_packed_rows(cases: Cases, n_in: int, n_out: int, sums: int, cou
     ("heads", "groups", "width", "n_in", "capacity", "window", "positions", "steps", "form"),
     odd_and(
         [
-            (6, 2, 16, 96, 20, 15, 28, 1, "row"),
+            (6, 2, 16, 96, 7, 5, 10, 1, "row"),
             (3, 3, 32, 64, 24, 9, 40, 4, "dense"),
             (3, 3, 16, 96, 24, 20, 36, 4, "tiles"),
             (4, 2, 16, 40, 12, 5, 21, 7, "dense"),
