@@ -18,15 +18,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from voxtral_pipes.kernels import q4_tiles
 from voxtral_pipes.kernels.early import begin, overlapped
-from voxtral_pipes.kernels.packed import Q4CudaWeight
+from voxtral_pipes.kernels.packed import Q4CudaWeight, Q4TileWeight
+from voxtral_pipes.kernels.q4_tiles import NormRows
 from voxtral_pipes.kernels.rows import (
     MAX_ROWS,
     few_rows,
     norm_rows,
     one_row,
     operands,
-    part_sums,
     row_settings,
     rows_settings,
     tickets,
@@ -34,12 +35,12 @@ from voxtral_pipes.kernels.rows import (
 
 PARTS = 16
 """Of the ring, for each group of heads; with 8 groups that is a program for nearly every multiprocessor."""
-ONE_KEYS, FEW_KEYS = 32, 64
-"""Keys at a time, for one position and for several."""
+BLOCK_KEYS = 32
 BLOCK_PAIRS = 64
 
-Projections = tuple[Tensor | Q4CudaWeight, Tensor | Q4CudaWeight, Tensor | Q4CudaWeight]
-"""Of q, k and v, [H D, N] and [Hkv D, N]: all dense or all packed."""
+Matrix = Tensor | Q4CudaWeight | Q4TileWeight
+Projections = tuple[Matrix, Matrix, Matrix]
+"""Of q, k and v, [H D, N] and [Hkv D, N], all of one kind."""
 
 
 @triton.jit
@@ -79,34 +80,29 @@ def _project(
 
 @triton.jit
 def _three_products(
-    x, wq, wk, wv, sq, sk, sv, bq, bk, bv, y, parts, counters, n_q, n_kv, n_in, rows, BIAS_Q: tl.constexpr,
-    BIAS_K: tl.constexpr, BIAS_V: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    x, wq, wk, wv, bq, bk, bv, y, n_q, n_kv, n_in, rows, BIAS_Q: tl.constexpr, BIAS_K: tl.constexpr,
+    BIAS_V: tl.constexpr, ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of all three, PARTS); y is [rows, n_q + 2 n_kv]."""
+    """Grid: tiles of all three; y is [rows, n_q + 2 n_kv]."""
     program = tl.program_id(0)
     q_blocks, kv_blocks = tl.cdiv(n_q, BLOCK_OUT), tl.cdiv(n_kv, BLOCK_OUT)
     if program < q_blocks:
-        weight, scales, first, n_out, before = wq, sq, program * BLOCK_OUT, n_q, 0
+        weight, first, n_out, before = wq, program * BLOCK_OUT, n_q, 0
     elif program < q_blocks + kv_blocks:
-        weight, scales, first, n_out, before = wk, sk, (program - q_blocks) * BLOCK_OUT, n_kv, n_q
+        weight, first, n_out, before = wk, (program - q_blocks) * BLOCK_OUT, n_kv, n_q
     else:
         first, before = (program - q_blocks - kv_blocks) * BLOCK_OUT, n_q + n_kv
-        weight, scales, n_out = wv, sv, n_kv
-    total, whole = few_rows(
-        x, weight, scales, weight, scales, parts, counters + program, first, n_out, n_in, rows, False, PACKED, PARTS,
-        ROWS, BLOCK_OUT, BLOCK_IN,
-    )  # fmt: skip
-    if whole:
-        row, out = tl.arange(0, ROWS)[:, None], first + tl.arange(0, BLOCK_OUT)[None, :]
-        column, inside = before + out, out < n_out
-        if BIAS_Q:
-            total += tl.load(bq + out, inside & (column < n_q), 0.0).to(tl.float32)
-        if BIAS_K:
-            total += tl.load(bk + out, inside & (column >= n_q) & (column < n_q + n_kv), 0.0).to(tl.float32)
-        if BIAS_V:
-            total += tl.load(bv + out, inside & (column >= n_q + n_kv), 0.0).to(tl.float32)
-        tl.store(y + row * (n_q + 2 * n_kv) + column, total, (row < rows) & inside)
+        weight, n_out = wv, n_kv
+    total = few_rows(x, weight, weight, first, n_out, n_in, rows, False, ROWS, BLOCK_OUT, BLOCK_IN)
+    row, out = tl.arange(0, ROWS)[:, None], first + tl.arange(0, BLOCK_OUT)[None, :]
+    column, inside = before + out, out < n_out
+    if BIAS_Q:
+        total += tl.load(bq + out, inside & (column < n_q), 0.0).to(tl.float32)
+    if BIAS_K:
+        total += tl.load(bk + out, inside & (column >= n_q) & (column < n_q + n_kv), 0.0).to(tl.float32)
+    if BIAS_V:
+        total += tl.load(bv + out, inside & (column >= n_q + n_kv), 0.0).to(tl.float32)
+    tl.store(y + row * (n_q + 2 * n_kv) + column, total, (row < rows) & inside)
 
 
 @triton.jit
@@ -139,10 +135,33 @@ def _turn_and_store(
 
 
 @triton.jit
+def _merge(
+    mixed, tops, sums, y, group, steps, n_q, GROUP: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr,
+    ASKING: tl.constexpr,
+):  # fmt: skip
+    """Put the parts of all queries of a group together, at most ASKING of them."""
+    query, width = tl.arange(0, ASKING), tl.arange(0, HEAD)
+    step, head, asks = query // GROUP, group * GROUP + query % GROUP, query < GROUP * steps
+    place = (step * (n_q // HEAD) + head) * PARTS
+    top = tl.full([ASKING], -float("inf"), tl.float32)
+    total = tl.zeros([ASKING], tl.float32)
+    sum_v = tl.zeros([ASKING, HEAD], tl.float32)
+    # Not from the multiprocessor's own cache, which does not see what others wrote.
+    for k in tl.static_range(PARTS):
+        top = tl.maximum(top, tl.load(tops + place + k, asks, 0.0, cache_modifier=".cg"))
+    for k in tl.static_range(PARTS):
+        share = tl.exp(tl.load(tops + place + k, asks, 0.0, cache_modifier=".cg") - top)
+        total += tl.load(sums + place + k, asks, 1.0, cache_modifier=".cg") * share
+        at = mixed + (place + k)[:, None] * HEAD + width[None, :]
+        sum_v += tl.load(at, asks[:, None], 0.0, cache_modifier=".cg") * share[:, None]
+    tl.store(y + (step * n_q + head * HEAD)[:, None] + width[None, :], sum_v / total[:, None], asks[:, None])
+
+
+@triton.jit
 def _attend(
     q, keys, values, position, mixed, tops, sums, y, counters, capacity, window, scale, steps, n_q,
     GROUP: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-    EARLY: tl.constexpr,
+    EARLY: tl.constexpr, ASKING: tl.constexpr,
 ):  # fmt: skip
     """Grid (groups, PARTS): all queries of one group over one part of the ring; its last program merges.
 
@@ -185,20 +204,7 @@ def _attend(
     tl.store(mixed + (place + part)[:, None] * HEAD + width[None, :], sum_v, asks[:, None])
     tl.debug_barrier()
     if tl.atomic_add(counters + group, 1) == PARTS - 1:
-        top = tl.full([ROWS], -float("inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        sum_v = tl.zeros([ROWS, HEAD], tl.float32)
-        # Not from the multiprocessor's own cache, which does not see what others wrote.
-        for k in tl.static_range(PARTS):
-            top = tl.maximum(top, tl.load(tops + place + k, asks, 0.0, cache_modifier=".cg"))
-        for k in tl.static_range(PARTS):
-            share = tl.exp(tl.load(tops + place + k, asks, 0.0, cache_modifier=".cg") - top)
-            total += tl.load(sums + place + k, asks, 1.0, cache_modifier=".cg") * share
-            at = mixed + (place + k)[:, None] * HEAD + width[None, :]
-            sum_v += tl.load(at, asks[:, None], 0.0, cache_modifier=".cg") * share[:, None]
-        tl.store(
-            y + (step * n_q + head * HEAD)[:, None] + width[None, :], sum_v / total[:, None], asks[:, None]
-        )
+        _merge(mixed, tops, sums, y, group, steps, n_q, GROUP, HEAD, PARTS, ASKING)
         tl.store(counters + group, 0)
 
 
@@ -215,7 +221,7 @@ def _attend_ring(
     _attend[(n_kv_heads, PARTS)](
         q, keys, values, position, mixed, tops, sums, y, tickets(q.device), capacity, window,
         1 / math.sqrt(head_dim), steps, heads * head_dim, GROUP=group, HEAD=head_dim, PARTS=PARTS, ROWS=MAX_ROWS,
-        num_warps=4, **settings,
+        ASKING=triton.next_power_of_2(group * steps), num_warps=4, **settings,
     )  # fmt: skip
     return y
 
@@ -233,42 +239,45 @@ def attend_one(
 ) -> Tensor:
     """Attend with one position: x [1, N] -> mixed heads [1, H D]; writes its key and value into the ring.
 
-    Packed weights are of run 4; `turn` complex64 [1, D / 2]; `keys` and `values` [Hkv, capacity, D], contiguous;
+    `turn` complex64 [1, D / 2]; `keys` and `values` [Hkv, capacity, D], contiguous;
     `position` int64 [1], on the device; D is a power of 2 of 16 or more.
     """
     _, capacity, head_dim = keys.shape
     n_q, n_kv, n_in = weights[0].shape[0], weights[1].shape[0], x.shape[1]
     matrices, scales = zip(*map(operands, weights), strict=True)
     q = torch.empty(1, n_q // head_dim, head_dim, device=x.device, dtype=x.dtype)
+    assert not isinstance(weights[0], Q4TileWeight)
     settings = row_settings(weights[0], n_q + 2 * n_kv, device=x.device)
     _project[((n_q + 2 * n_kv) // settings["BLOCK_OUT"],)](
         x, norm, *matrices, *scales, torch.view_as_real(turn), q, keys,
         values, position, n_q, n_kv, n_in, capacity, eps, HEAD=head_dim, **settings,
     )  # fmt: skip
-    attend = {"BLOCK_KEYS": ONE_KEYS, **overlapped(x.device)}
+    attend = {"BLOCK_KEYS": BLOCK_KEYS, **overlapped(x.device)}
     return _attend_ring(q, keys, values, position, window, attend)
 
 
 def three_products(
-    x: Tensor, weights: Projections, biases: tuple[Tensor | None, ...] = (None,) * 3
+    x: Tensor, norm: Tensor, eps: float, weights: Projections, biases: tuple[Tensor | None, ...] = (None,) * 3
 ) -> Tensor:
-    """Multiply a few rows by the three projections: x [R, N] -> [R, (H + 2 Hkv) D]; packed weights are of run 32."""
+    """Multiply the norm of a few rows by the three projections, dense or in tiles: x [R, N] -> [R, (H + 2 Hkv) D]."""
+    if q4_tiles.are_tiles(weights):
+        return q4_tiles.three_products(q4_tiles.begin(x, norm), weights, eps)
+    x = norm_rows(x, norm, eps)
     n_q, n_kv = weights[0].shape[0], weights[1].shape[0]
-    matrices, scales = zip(*map(operands, weights), strict=True)
     y = torch.empty(x.shape[0], n_q + 2 * n_kv, device=x.device, dtype=x.dtype)
-    settings = rows_settings(weights[0], n_q + 2 * n_kv)
+    assert isinstance(weights[0], Tensor)
+    settings = rows_settings(weights[0])
     tiles = triton.cdiv(n_q, settings["BLOCK_OUT"]) + 2 * triton.cdiv(n_kv, settings["BLOCK_OUT"])
-    _three_products[(tiles, settings["PARTS"])](
-        x, *matrices, *scales,
-        *(x if bias is None else bias for bias in biases), y, *part_sums(settings, tiles, x.device), n_q, n_kv,
-        x.shape[1], x.shape[0], BIAS_Q=biases[0] is not None, BIAS_K=biases[1] is not None,
-        BIAS_V=biases[2] is not None, ROWS=MAX_ROWS, **settings,
+    _three_products[(tiles,)](
+        x, *weights, *(x if bias is None else bias for bias in biases), y, n_q, n_kv, x.shape[1], x.shape[0],
+        BIAS_Q=biases[0] is not None, BIAS_K=biases[1] is not None, BIAS_V=biases[2] is not None,
+        ROWS=MAX_ROWS, **settings,
     )  # fmt: skip
     return y
 
 
 def attend_few(
-    x: Tensor,
+    x: Tensor | NormRows,
     norm: Tensor,
     eps: float,
     weights: Projections,
@@ -281,15 +290,21 @@ def attend_few(
 ) -> Tensor:
     """Attend with the next T positions: x [T, N] -> mixed heads [T, H D]; writes their keys and values into the ring.
 
-    As `attend_one`, but packed weights are of run 32, `turn` is complex64 [T, D / 2], and a group of heads has at most
-    16 / T; `position` is that of the first row, and the ring has room for T - 1 more than the window.
+    As `attend_one`, but packed weights are in tiles, for which the norm may have been begun, `turn` is complex64
+    [T, D / 2], and a group of heads has at most 16 / T; `position` is that of the first row, and the ring has room for
+    T - 1 more than the window.
     """
+    if q4_tiles.are_tiles(weights):
+        begun = q4_tiles.begin(x, norm) if isinstance(x, Tensor) else x
+        q = q4_tiles.project(begun, weights, eps, biases, turn, keys, values, position)
+        return _attend_ring(q, keys, values, position, window, {"BLOCK_KEYS": BLOCK_KEYS, "EARLY": 0})
+    assert isinstance(x, Tensor)
     _, capacity, head_dim = keys.shape
     steps, n_q, n_kv = x.shape[0], weights[0].shape[0], weights[1].shape[0]
-    qkv = three_products(norm_rows(x, norm, eps), weights, biases)
+    qkv = three_products(x, norm, eps, weights, biases)
     q = torch.empty(steps, n_q // head_dim, head_dim, device=x.device, dtype=x.dtype)
     _turn_and_store[(steps, triton.cdiv(n_q // 2 + n_kv, BLOCK_PAIRS))](
         qkv, torch.view_as_real(turn), q, keys,
         values, position, n_q, n_kv, capacity, HEAD=head_dim, BLOCK=BLOCK_PAIRS, num_warps=1,
     )  # fmt: skip
-    return _attend_ring(q, keys, values, position, window, {"BLOCK_KEYS": FEW_KEYS, "EARLY": 0})
+    return _attend_ring(q, keys, values, position, window, {"BLOCK_KEYS": BLOCK_KEYS, "EARLY": 0})

@@ -27,12 +27,14 @@ from voxtral_pipes.kernels.packed import (
     OnednnWeight,
     PackedWeight,
     Q4CudaWeight,
+    Q4TileWeight,
     Weight,
 )
 from voxtral_pipes.kernels.reference import attention, rotate
 
 if TYPE_CHECKING:
     from voxtral_pipes.kernels.decode_attention import Projections
+    from voxtral_pipes.kernels.q4_tiles import NormRows
 
 FEW_ROWS = 16
 """Rows that share one reading of the weights (`rows.MAX_ROWS`, which needs triton to be read)."""
@@ -43,7 +45,7 @@ MIN_HEAD = 16
 
 Rows = Literal["one", "few", "many"]
 """What a matrix mostly meets: one row at a time, up to 16, or dozens."""
-KernelWeight = Tensor | Q4CudaWeight
+KernelWeight = Tensor | Q4CudaWeight | Q4TileWeight
 """What the Triton kernels multiply by."""
 
 
@@ -72,12 +74,16 @@ def fits_triton(x: Tensor, *weights: Weight) -> bool:
     rows = x.numel() // x.shape[-1]
     if not (x.is_cuda and x.dtype == torch.bfloat16 and 0 < rows <= FEW_ROWS and wants_triton()):
         return False
+    if isinstance(weights[0], Q4TileWeight):
+        return in_tiles(*weights)
     if isinstance(weights[0], Q4CudaWeight):
-        from voxtral_pipes.kernels.q4_rows import ONE_RUN
-
-        runs = {weight.run if isinstance(weight, Q4CudaWeight) else 0 for weight in weights}
-        return len(runs) == 1 and (rows == 1 or ONE_RUN not in runs)
+        return rows == 1 and all(isinstance(weight, Q4CudaWeight) for weight in weights)
     return all(isinstance(weight, Tensor) and weight.dtype == torch.bfloat16 for weight in weights)
+
+
+def in_tiles(*weights: Weight) -> bool:
+    """Tell whether all of these are laid out for a few rows."""
+    return all(isinstance(weight, Q4TileWeight) for weight in weights)
 
 
 def fits_triton_heads(x: Tensor, head_dim: int, *weights: Weight) -> bool:
@@ -116,11 +122,15 @@ def prepare(weight: Weight, dtype: torch.dtype, *, rows: Rows = "one", twice: bo
     `twice` says that it is small enough to be held twice: then float32 is laid out on the CPU too.
     """
     if isinstance(weight, PackedWeight) and _lays_out_on_cuda(weight.device, dtype):
-        from voxtral_pipes.kernels.q4_rows import FEW_RUN, ONE_RUN, to_cuda_layout
-
         if weight.format != "q4_0":
             return reference.dequantize(weight, dtype)  # there are no kernels for it
-        return to_cuda_layout(weight, ONE_RUN if rows == "one" else FEW_RUN)
+        if rows == "one":
+            from voxtral_pipes.kernels.q4_rows import to_cuda_layout
+
+            return to_cuda_layout(weight)
+        from voxtral_pipes.kernels.q4_tiles import to_tiles
+
+        return to_tiles(weight)
     if isinstance(weight, Tensor | PackedWeight) and _lays_out(
         weight.device, torch.bfloat16 if twice else dtype
     ):
@@ -211,21 +221,37 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         return float_rows(_rows(x).contiguous(), weight).view(*x.shape[:-1], -1)
     if isinstance(weight, OnednnWeight | Int4Weight):
         return cpu.linear(x, weight, bias)
-    if isinstance(weight, Q4CudaWeight):
+    if isinstance(weight, Q4CudaWeight | Q4TileWeight):
         if fits_triton(x, weight):
             return _linear_rows(x, weight, bias=bias)
-        from voxtral_pipes.kernels.q4_rows import unpack
-
-        weight = unpack(weight, x.dtype)
+        weight = _unpacked(weight, x.dtype)
     return reference.linear(x, weight, bias)
 
 
-def _linear_rows(x: Tensor, weight: Weight, **beside: Any) -> Tensor:
-    """Multiply where `fits_triton`: see `rows.linear_rows`."""
-    from voxtral_pipes.kernels.rows import linear_rows
+def _unpacked(weight: Q4CudaWeight | Q4TileWeight, dtype: torch.dtype) -> Tensor:
+    if isinstance(weight, Q4TileWeight):
+        from voxtral_pipes.kernels import q4_tiles
 
-    assert isinstance(weight, KernelWeight)
-    return linear_rows(_rows(x).contiguous(), weight, **beside).view(*x.shape[:-1], -1)
+        return q4_tiles.unpack(weight, dtype)
+    from voxtral_pipes.kernels.q4_rows import unpack
+
+    return unpack(weight, dtype)
+
+
+def _linear_rows(x: Tensor, weight: Weight, **beside: Any) -> Tensor:
+    """Multiply where `fits_triton`: see `rows.linear_rows`, and `q4_tiles.linear`, which has its own way with norms."""
+    rows = _rows(x).contiguous()
+    if isinstance(weight, Q4TileWeight):
+        from voxtral_pipes.kernels import q4_tiles
+
+        norm = beside.pop("norm", None)
+        y = q4_tiles.linear(rows if norm is None else q4_tiles.begin(rows, norm), weight, **beside)
+    else:
+        from voxtral_pipes.kernels.rows import linear_rows
+
+        assert isinstance(weight, Tensor | Q4CudaWeight)
+        y = linear_rows(rows, weight, **beside)
+    return y.view(*x.shape[:-1], -1)
 
 
 def rms_norm(x: Tensor, norm: Tensor, eps: float) -> Tensor:
@@ -279,8 +305,42 @@ def add_linear(
     return residual + (y if scale is None else scale * y)
 
 
+def begin_norm(x: Tensor, norm: Tensor) -> NormRows:
+    """Begin the norm of a few rows for weights `in_tiles`: see `q4_tiles.begin`."""
+    from voxtral_pipes.kernels import q4_tiles
+
+    return q4_tiles.begin(x, norm)
+
+
+def add_and_begin(
+    residual: Tensor, x: Tensor, weight: Weight, norm: Tensor, bias: Tensor | None = None, apart: int = 1
+) -> NormRows:
+    """Add a product of a few rows, of a weight `in_tiles`, and begin the norm behind it: see `q4_tiles.add`."""
+    from voxtral_pipes.kernels import q4_tiles
+
+    assert isinstance(weight, Q4TileWeight)
+    return q4_tiles.add(residual, x, weight, norm, bias=bias, apart=apart)
+
+
+def begun_swiglu(x: NormRows, eps: float, gate: Weight, up: Weight) -> Tensor:
+    """Compute `silu(gate n) * (up n)` of the norm that has been begun, of weights `in_tiles`."""
+    from voxtral_pipes.kernels import q4_tiles
+
+    assert isinstance(gate, Q4TileWeight) and isinstance(up, Q4TileWeight)
+    return q4_tiles.linear(x, gate, eps=eps, up=up)
+
+
+def begun_linear(x: NormRows, norm: Tensor, eps: float, weight: Weight) -> Tensor:
+    """Compute `n W^T` in float32, n being the norm that has been begun with the gain `norm`."""
+    if isinstance(weight, Q4TileWeight):
+        from voxtral_pipes.kernels import q4_tiles
+
+        return q4_tiles.linear(x, weight, eps=eps, dtype=torch.float32)
+    return _linear_rows(x.rows, weight, norm=norm, eps=eps, dtype=torch.float32)
+
+
 def attend_few(
-    x: Tensor,
+    x: Tensor | NormRows,
     norm: Tensor,
     eps: float,
     weights: Projections,
@@ -292,10 +352,10 @@ def attend_few(
     window: int,
 ) -> Tensor:
     """Attend with the next positions where `fits_triton_heads`: see `decode_attention.attend_few`."""
-    from voxtral_pipes.kernels import decode_attention, rows
+    from voxtral_pipes.kernels import decode_attention
 
     ring = turn, keys, values, position, window
-    if biases == (None, None, None) and rows.takes_one(weights[0], x.shape[0]):
+    if biases == (None, None, None) and isinstance(x, Tensor) and len(x) == 1 and not in_tiles(*weights):
         return decode_attention.attend_one(x, norm, eps, weights, *ring)
     return decode_attention.attend_few(x, norm, eps, weights, biases, *ring)
 
@@ -323,7 +383,7 @@ def attend_window(
 
 
 def flow_mix(
-    y: Tensor, norm: Tensor, eps: float, weights: Projections, head_dim: int, queries: int
+    y: Tensor | NormRows, norm: Tensor, eps: float, weights: Projections, head_dim: int, queries: int
 ) -> Tensor:
     """Mix the tokens of the flow head where `fits_triton_heads`: see `flow_step.mix_tokens`."""
     from voxtral_pipes.kernels import flow_step
@@ -346,16 +406,36 @@ def flow_move(
     return flow_step.move(state, velocity, weight, time, condition, guidance, length)
 
 
+def flow_move_and_begin(
+    state: Tensor,
+    velocity: Tensor,
+    weight: Tensor,
+    time: Tensor,
+    condition: Tensor,
+    norm: Tensor,
+    guidance: float,
+    length: float,
+) -> tuple[Tensor, NormRows]:
+    """Do as `flow_move`, and begin the norm behind it, for weights `in_tiles`: see `flow_step.move_and_begin`."""
+    from voxtral_pipes.kernels import flow_step
+
+    return flow_step.move_and_begin(state, velocity, weight, time, condition, norm, guidance, length)
+
+
 def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: KernelWeight) -> Tensor:
     """Compute `rms_norm(x) W^T` in float32 where `fits_triton`: x [R, N], weight [M, N]."""
     return _linear_rows(x, weight, norm=norm, eps=eps, dtype=torch.float32)
 
 
 __all__ = [
+    "add_and_begin",
     "add_linear",
     "attend_few",
     "attend_window",
     "attention",
+    "begin_norm",
+    "begun_linear",
+    "begun_swiglu",
     "check_kernels",
     "choose",
     "describe",
@@ -367,7 +447,9 @@ __all__ = [
     "fits_window",
     "flow_mix",
     "flow_move",
+    "flow_move_and_begin",
     "head",
+    "in_tiles",
     "linear",
     "norm_linear",
     "norm_linears",

@@ -75,13 +75,29 @@ class Int4Weight:
 
 @dataclass(frozen=True, slots=True)
 class Q4CudaWeight:
-    """A Q4_0 matrix [out, in] as the kernels on CUDA read it; made by `q4_rows.to_cuda_layout`, which defines it."""
+    """A Q4_0 matrix [out, in] as the kernels for one row on CUDA read it; made by `q4_rows.to_cuda_layout`."""
 
     codes: Tensor
     """int32 [out, words]."""
     scales: Tensor
-    """float16, [out / 8, in / 32, 8] with run 4, [in / 32, out] with run 32."""
-    run: int
+    """float16 [out / 8, in / 32, 8]."""
+    shape: tuple[int, int]
+    """(out, in), in weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.codes.device
+
+
+@dataclass(frozen=True, slots=True)
+class Q4TileWeight:
+    """A Q4_0 matrix [out, in] as the kernels for a few rows on CUDA read it; made by `q4_tiles.to_tiles`."""
+
+    codes: Tensor
+    """int16 [tiles, groups, 16, 32]."""
+    scales: Tensor
+    """float16 [tiles, groups, 16, 4]."""
     shape: tuple[int, int]
     """(out, in), in weights."""
 
@@ -93,7 +109,7 @@ class Q4CudaWeight:
 
 StoredWeight = Tensor | PackedWeight
 """A matrix [out, in] as a file holds it."""
-Weight = StoredWeight | OnednnWeight | Int4Weight | Q4CudaWeight
+Weight = StoredWeight | OnednnWeight | Int4Weight | Q4CudaWeight | Q4TileWeight
 """A matrix [out, in], dense, packed, or laid out for a device."""
 
 

@@ -215,7 +215,7 @@ def packed_row(
     EARLY: tl.constexpr, CHUNKS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_OUT: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT]; run 4.
+    """Return `norm(x) weight[first:]^T`, gated if asked for, float32 [BLOCK_OUT].
 
     CHUNKS tiles of BLOCKS blocks hold the row; a tile is asked for before the one before it is multiplied.  What the
     kernel before wrote is read from the first multiplication on.

@@ -3,9 +3,8 @@
 Bound by reading the weights, so each pass takes with it what stands around it: the RMS norm before the product (its
 factor is one number a row and is applied behind), the gate beside it, the bias and the residual behind it.  One row is
 multiplied with plain arithmetic; several share the tiles of the tensor core, and their norm is a launch of its own,
-since every program would have to repeat it for all of them.  Weights are bfloat16, or Q4_0 as `q4_rows` lays it out; a
-matrix of the latter is so few bytes that, for several rows, it is cut along the inputs too: else most of the device
-would idle.
+since every program would have to repeat it for all of them.  Weights are bfloat16, or, for one row, Q4_0 as `q4_rows`
+lays it out; several rows meet Q4_0 in `q4_tiles`.
 
 Equal to, up to rounding: `reference.rms_norm`, `reference.linear`, `reference.swiglu` and a sum.
 """
@@ -21,9 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from voxtral_pipes.kernels.early import begin, overlapped
-from voxtral_pipes.kernels.packed import Q4CudaWeight
+from voxtral_pipes.kernels.packed import Q4CudaWeight, Q4TileWeight
 from voxtral_pipes.kernels.q4_row import packed_row
-from voxtral_pipes.kernels.q4_rows import ONE_RUN, packed_rows
 
 MAX_ROWS = 16
 """Rows of one tile of the tensor core."""
@@ -42,17 +40,13 @@ SHORT_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 128, "num_warps": 2, 
 LONG_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 256, "num_warps": 2, "num_stages": 5}
 GATED_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 128, "num_warps": 1, "num_stages": 3}
 LONG = 4096
-PACKED_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 256, "num_warps": 1, "num_stages": 2}
-GATED_PACKED_ROWS: dict[str, Any] = {"BLOCK_OUT": 32, "BLOCK_IN": 256, "num_warps": 4, "num_stages": 2}
-ENOUGH_PROGRAMS, GATED_PROGRAMS = 1536, 1152
-"""Of one and of four warps: more do not help."""
-MAX_PARTS = 8
-TICKETS = 1 << 14
-"""Tiles of outputs of one launch that is cut along the inputs."""
+TICKETS = 1 << 12
+"""Counters, of parts that have ended."""
 
 
-def operands(weight: Tensor | Q4CudaWeight) -> tuple[Tensor, Tensor]:
+def operands(weight: Tensor | Q4CudaWeight | Q4TileWeight) -> tuple[Tensor, Tensor]:
     """Return what a kernel reads of a weight: the matrix twice, or codes and scales."""
+    assert not isinstance(weight, Q4TileWeight)
     return (weight, weight) if isinstance(weight, Tensor) else (weight.codes, weight.scales)
 
 
@@ -80,23 +74,14 @@ def row_settings(
     }
 
 
-def rows_settings(weight: Tensor | Q4CudaWeight, n_out: int, *, gated: bool = False) -> dict[str, Any]:
-    """Return how to launch a product of `n_out` outputs, of this weight and others like it, with a few rows."""
-    n_in = weight.shape[1]
-    if isinstance(weight, Tensor):
-        settings = GATED_ROWS if gated else LONG_ROWS if n_in >= LONG else SHORT_ROWS
-        return {"PACKED": False, "PARTS": 1, **settings}
-    settings, enough = (GATED_PACKED_ROWS, GATED_PROGRAMS) if gated else (PACKED_ROWS, ENOUGH_PROGRAMS)
-    groups, tiles = triton.cdiv(n_in, settings["BLOCK_IN"]), triton.cdiv(n_out, settings["BLOCK_OUT"])
-    parts = 1
-    while parts < min(MAX_PARTS, groups) and 2 * parts * tiles <= enough and tiles <= TICKETS:
-        parts *= 2
-    return {"PACKED": True, "PARTS": parts, **settings}
+def rows_settings(weight: Tensor, *, gated: bool = False) -> dict[str, Any]:
+    """Return how to launch a product of this weight, and others like it, with a few rows."""
+    return GATED_ROWS if gated else LONG_ROWS if weight.shape[1] >= LONG else SHORT_ROWS
 
 
 @cache
 def tickets(device: torch.device) -> Tensor:
-    """Return the counters of programs that have left their part of a tile, int32 zeros; each launch leaves zeros."""
+    """Return the counters of programs that have left their part, int32 zeros; each launch leaves zeros."""
     return torch.zeros(TICKETS, device=device, dtype=torch.int32)
 
 
@@ -204,11 +189,11 @@ def _one_row(
 
 
 @triton.jit
-def _dense_rows(
+def few_rows(
     x, weight, up, first, n_out, n_in, rows, GATED: tl.constexpr, ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """Return `x weight[first:]^T` and that of `up`, float32 [ROWS, BLOCK_OUT]; x [rows, n_in]."""
+    """Return `x weight[first:]^T`, gated if asked for, float32 [ROWS, BLOCK_OUT]; x [rows, n_in]."""
     row, out, into = tl.arange(0, ROWS), first + tl.arange(0, BLOCK_OUT), tl.arange(0, BLOCK_IN)
     total = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
     other = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
@@ -222,82 +207,26 @@ def _dense_rows(
         total = tl.dot(held, tl.load(weight + place, there, 0.0), total)
         if GATED:
             other = tl.dot(held, tl.load(up + place, there, 0.0), other)
-    return total, other
-
-
-@triton.jit
-def few_rows(
-    x, weight, scales, up, up_scales, parts, counter, first, n_out, n_in, rows, GATED: tl.constexpr,
-    PACKED: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
-):  # fmt: skip
-    """Return `x weight[first:]^T`, gated if asked for, float32 [ROWS, BLOCK_OUT], and whether it is whole.
-
-    With PARTS each program of grid axis 1 takes a part of the inputs and leaves its sums in `parts`
-    [tiles, PARTS, 2, ROWS, BLOCK_OUT]; the last one of a tile, by its `counter`, adds them up in order, and only its
-    result is whole.
-    """
-    if PARTS == 1:
-        if PACKED:
-            total, other = packed_rows(
-                x, weight, scales, up, up_scales, first, n_out, n_in, rows, 0, tl.cdiv(n_in, BLOCK_IN), GATED, ROWS,
-                BLOCK_OUT,
-            )  # fmt: skip
-        else:
-            total, other = _dense_rows(
-                x, weight, up, first, n_out, n_in, rows, GATED, ROWS, BLOCK_OUT, BLOCK_IN
-            )
-        whole = True
-    else:
-        tl.static_assert(PACKED)
-        groups, part = tl.cdiv(n_in, BLOCK_IN), tl.program_id(1)
-        each = tl.cdiv(groups, PARTS)
-        total, other = packed_rows(
-            x, weight, scales, up, up_scales, first, n_out, n_in, rows, part * each,
-            tl.minimum(part * each + each, groups), GATED, ROWS, BLOCK_OUT,
-        )  # fmt: skip
-        size: tl.constexpr = ROWS * BLOCK_OUT
-        at = tl.arange(0, ROWS)[:, None] * BLOCK_OUT + tl.arange(0, BLOCK_OUT)[None, :]
-        mine = parts + tl.program_id(0).to(tl.int64) * PARTS * 2 * size
-        tl.store(mine + part * 2 * size + at, total)
-        if GATED:
-            tl.store(mine + (part * 2 + 1) * size + at, other)
-        tl.debug_barrier()
-        whole = tl.atomic_add(counter, 1) == PARTS - 1
-        if whole:
-            total = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
-            other = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
-            for k in tl.static_range(PARTS):
-                # Not from the multiprocessor's own cache, which does not see what others wrote.
-                total += tl.load(mine + k * 2 * size + at, cache_modifier=".cg")
-                if GATED:
-                    other += tl.load(mine + (k * 2 + 1) * size + at, cache_modifier=".cg")
-            tl.store(counter, 0)
     if GATED:
         total = total * tl.sigmoid(total) * other
-    return total, whole
+    return total
 
 
 @triton.jit
 def _few_rows(
-    x, weight, scales, up, up_scales, bias, residual, y, parts, counters, n_out, n_in, rows, GATED: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PACKED: tl.constexpr, PARTS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
+    x, weight, up, bias, residual, y, n_out, n_in, rows, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of outputs, PARTS)."""
+    """Grid: tiles of outputs."""
     first = tl.program_id(0) * BLOCK_OUT
-    total, whole = few_rows(
-        x, weight, scales, up, up_scales, parts, counters + tl.program_id(0), first, n_out, n_in, rows, GATED, PACKED,
-        PARTS, ROWS, BLOCK_OUT, BLOCK_IN,
-    )  # fmt: skip
-    if whole:
-        row, out = tl.arange(0, ROWS)[:, None], first + tl.arange(0, BLOCK_OUT)[None, :]
-        there = (row < rows) & (out < n_out)
-        if HAS_BIAS:
-            total += tl.load(bias + out, out < n_out, 0.0).to(tl.float32)
-        if HAS_RESIDUAL:
-            total += tl.load(residual + row * n_out + out, there, 0.0).to(tl.float32)
-        tl.store(y + row * n_out + out, total, there)
+    total = few_rows(x, weight, up, first, n_out, n_in, rows, GATED, ROWS, BLOCK_OUT, BLOCK_IN)
+    row, out = tl.arange(0, ROWS)[:, None], first + tl.arange(0, BLOCK_OUT)[None, :]
+    there = (row < rows) & (out < n_out)
+    if HAS_BIAS:
+        total += tl.load(bias + out, out < n_out, 0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        total += tl.load(residual + row * n_out + out, there, 0.0).to(tl.float32)
+    tl.store(y + row * n_out + out, total, there)
 
 
 @triton.jit
@@ -318,12 +247,6 @@ def norm_rows(x: Tensor, norm: Tensor, eps: float) -> Tensor:
     return y
 
 
-def part_sums(settings: dict[str, Any], tiles: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return where a launch with these `rows_settings` leaves its parts, and their counters."""
-    size = tiles * settings["PARTS"] * 2 * MAX_ROWS * settings["BLOCK_OUT"] if settings["PARTS"] > 1 else 0
-    return torch.empty(size, device=device), tickets(device)
-
-
 def linear_rows(
     x: Tensor,
     weight: Tensor | Q4CudaWeight,
@@ -337,7 +260,7 @@ def linear_rows(
 ) -> Tensor:
     """Compute `W norm(x)`, or `silu(W norm(x)) * (U norm(x))`, plus `bias` [M] and `residual`.
 
-    x [R, N], W and U [M, N], both dense or both packed: R is at most `MAX_ROWS`, and 1 for packed weights of run 4.
+    x [R, N], W and U [M, N], both dense or both packed: R is at most `MAX_ROWS`, and 1 for packed weights.
     All tensors are contiguous, on one CUDA device and, but for packed weights, of one dtype.  Returns [R, M] in the
     dtype of x, or in `dtype`.
     """
@@ -345,26 +268,19 @@ def linear_rows(
     n_out = weight.shape[0]
     y = torch.empty(rows, n_out, device=x.device, dtype=dtype or x.dtype)
     flags = {"GATED": up is not None, "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None}
-    matrices = (*operands(weight), *operands(weight if up is None else up))
+    beside = weight if up is None else up
     behind = x if bias is None else bias, x if residual is None else residual
-    if takes_one(weight, rows):
-        settings = row_settings(weight, n_out, gated=up is not None, device=x.device)
-        _one_row[(triton.cdiv(n_out, settings["BLOCK_OUT"]),)](
-            x, x if norm is None else norm, *matrices, *behind,
-            y, n_out, n_in, eps, HAS_NORM=norm is not None, **flags, **settings,
-        )  # fmt: skip
+    if isinstance(weight, Tensor) and isinstance(beside, Tensor) and rows > 1:
+        if norm is not None:
+            x = norm_rows(x, norm, eps)
+        tiles = rows_settings(weight, gated=up is not None)
+        _few_rows[(triton.cdiv(n_out, tiles["BLOCK_OUT"]),)](
+            x, weight, beside, *behind, y, n_out, n_in, rows, ROWS=MAX_ROWS, **flags, **tiles
+        )
         return y
-    if norm is not None:
-        x = norm_rows(x, norm, eps)
-    settings = rows_settings(weight, n_out, gated=up is not None)
-    tiles = triton.cdiv(n_out, settings["BLOCK_OUT"])
-    _few_rows[(tiles, settings["PARTS"])](
-        x, *matrices, *behind, y, *part_sums(settings, tiles, x.device), n_out,
-        n_in, rows, ROWS=MAX_ROWS, **flags, **settings,
+    settings = row_settings(weight, n_out, gated=up is not None, device=x.device)
+    _one_row[(triton.cdiv(n_out, settings["BLOCK_OUT"]),)](
+        x, x if norm is None else norm, *operands(weight), *operands(beside), *behind, y, n_out, n_in, eps,
+        HAS_NORM=norm is not None, **flags, **settings,
     )  # fmt: skip
     return y
-
-
-def takes_one(weight: Tensor | Q4CudaWeight, rows: int) -> bool:
-    """Tell whether a product with so many rows goes by the kernels for one row."""
-    return rows == 1 if isinstance(weight, Tensor) else weight.run == ONE_RUN

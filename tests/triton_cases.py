@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from voxtral_pipes.kernels import reference as ref
-from voxtral_pipes.kernels.packed import PackedWeight, Q4CudaWeight
+from voxtral_pipes.kernels.packed import PackedWeight, Q4CudaWeight, Q4TileWeight
 
 EPS = 1e-5
+Form = Literal["dense", "row", "tiles"]
+"""Of a matrix: dense, or Q4_0 for one row, or for a few."""
 
 
 class Cases:
@@ -37,43 +39,78 @@ class Cases:
         codes[..., :2] = scales.to(torch.float16).view(torch.uint8)
         return PackedWeight("q4_0", codes.to(self.device))
 
-    def matrix(self, n_out: int, n_in: int, run: int) -> tuple[Tensor | Q4CudaWeight, Tensor]:
-        """Draw a matrix as the kernels take it, dense with run 0, and as float32."""
-        if not run:
+    def matrix(
+        self, n_out: int, n_in: int, form: Form
+    ) -> tuple[Tensor | Q4CudaWeight | Q4TileWeight, Tensor]:
+        """Draw a matrix as the kernels take it, and as float32."""
+        if form == "dense":
             weight = self.weight(n_out, n_in)
             return weight, weight.float()
         from voxtral_pipes.kernels.q4_rows import to_cuda_layout
+        from voxtral_pipes.kernels.q4_tiles import to_tiles
 
         packed = self.packed(n_out, n_in)
-        return to_cuda_layout(packed, run), ref.dequantize(packed, torch.float32)
+        laid = to_cuda_layout(packed) if form == "row" else to_tiles(packed)
+        return laid, ref.dequantize(packed, torch.float32)
 
     def linear_rows(
-        self, rows: int, n_in: int, n_out: int, *, norm: bool, gated: bool, residual: bool, run: int = 0
+        self,
+        rows: int,
+        n_in: int,
+        n_out: int,
+        *,
+        norm: bool,
+        gated: bool,
+        residual: bool,
+        form: Form = "dense",
     ) -> float:
         """With a residual there is a bias too."""
+        from voxtral_pipes.kernels import q4_tiles
         from voxtral_pipes.kernels.rows import linear_rows
 
         x, gain, beside = self.draw(rows, n_in), self.norm(n_in), self.draw(rows, n_out)
-        weight, wide_weight = self.matrix(n_out, n_in, run)
-        up, wide_up = self.matrix(n_out, n_in, run)
+        weight, wide_weight = self.matrix(n_out, n_in, form)
+        up, wide_up = self.matrix(n_out, n_in, form)
         bias = self.draw(n_out)
-        given: dict[str, Any] = {"norm": gain, "eps": EPS} if norm else {}
-        given |= {"up": up} if gated else {}
+        given: dict[str, Any] = {"up": up} if gated else {}
         given |= {"residual": beside, "bias": bias} if residual else {}
-        got = linear_rows(x, weight, dtype=torch.float32, **given)
+        if isinstance(weight, Q4TileWeight):
+            begun = q4_tiles.begin(x, gain) if norm else x
+            got = q4_tiles.linear(begun, weight, eps=EPS, dtype=torch.float32, **given)
+        else:
+            given |= {"norm": gain, "eps": EPS} if norm else {}
+            got = linear_rows(x, weight, dtype=torch.float32, **given)
         wide = ref.rms_norm(x.float(), gain.float(), EPS) if norm else x.float()
         expected = ref.linear(wide, wide_weight)
         expected = ref.swiglu(wide, wide_weight, wide_up) if gated else expected
         expected = expected + beside.float() + bias.float() if residual else expected
         return float((got - expected).abs().max())
 
-    def unlike_numbers(self, n_in: int, run: int, value: float, *, norm: bool, gated: bool) -> bool:
+    def add_and_begin(self, rows: int, n_in: int, n_out: int, apart: int) -> tuple[float, float, float]:
+        """Return the errors of a sum, of the same times a gain, and of the mean of its squares."""
+        from voxtral_pipes.kernels import q4_tiles
+
+        x, beside, bias = self.draw(rows, n_in), self.draw(rows * apart, n_out), self.draw(n_out)
+        weight, wide = self.matrix(n_out, n_in, "tiles")
+        gain = self.norm(n_out)
+        assert isinstance(weight, Q4TileWeight)
+        got = q4_tiles.add(beside, x, weight, gain, bias=bias, apart=apart)
+        expected = beside[::apart].float() + ref.linear(x.float(), wide) + bias.float()
+        squares = got.squares.sum(0)[:rows] - expected.square().sum(1)
+        return (
+            float((got.rows - expected).abs().max()),
+            float((got.scaled - expected * gain.float()).abs().max()),
+            float(squares.abs().max() / n_out),
+        )
+
+    def unlike_numbers(self, n_in: int, form: Form, value: float, *, norm: bool, gated: bool) -> bool:
         """Tell whether one input that is not finite leaves no output finite."""
         from voxtral_pipes.kernels.rows import linear_rows
 
-        x, (weight, _), (up, _) = self.draw(1, n_in), self.matrix(9, n_in, run), self.matrix(9, n_in, run)
+        x, (weight, _), (up, _) = self.draw(1, n_in), self.matrix(9, n_in, form), self.matrix(9, n_in, form)
         given: dict[str, Any] = {"norm": self.norm(n_in), "eps": EPS} if norm else {}
         given |= {"up": up} if gated else {}
+        assert not isinstance(weight, Q4TileWeight)
         shows = True
         for place in (0, n_in - 1):
             wrong = x.clone()
@@ -81,17 +118,21 @@ class Cases:
             shows &= not linear_rows(wrong, weight, dtype=torch.float32, **given).isfinite().any().item()
         return shows
 
-    def unpack(self, n_in: int, n_out: int, run: int) -> float:
-        from voxtral_pipes.kernels.q4_rows import unpack
+    def unpack(self, n_in: int, n_out: int, form: Form) -> float:
+        from voxtral_pipes.kernels import q4_rows, q4_tiles
 
-        weight, wide = self.matrix(n_out, n_in, run)
-        assert isinstance(weight, Q4CudaWeight)
-        return float((unpack(weight, torch.float32) - wide).abs().max())
+        weight, wide = self.matrix(n_out, n_in, form)
+        assert not isinstance(weight, Tensor)
+        if isinstance(weight, Q4TileWeight):
+            got = q4_tiles.unpack(weight, torch.float32)
+        else:
+            got = q4_rows.unpack(weight, torch.float32)
+        return float((got - wide).abs().max())
 
     def look_up(self, n_in: int, n_out: int, sums: int, count: int) -> float:
-        from voxtral_pipes.kernels.q4_rows import ONE_RUN, look_up
+        from voxtral_pipes.kernels.q4_rows import look_up
 
-        weight, wide = self.matrix(n_out, n_in, ONE_RUN)
+        weight, wide = self.matrix(n_out, n_in, "row")
         assert isinstance(weight, Q4CudaWeight)
         ids = torch.randint(n_out // 2, (sums, count), generator=self._generator).to(self.device)
         offsets = torch.randint(n_out // 2, (count,), generator=self._generator).to(self.device)
@@ -141,7 +182,7 @@ class Cases:
         positions: int,
         *,
         steps: int = 1,
-        run: int = 0,
+        form: Form = "dense",
     ) -> float:
         """Fill a ring, `steps` positions at a time, past its end, beside plain attention over the same keys.
 
@@ -150,7 +191,7 @@ class Cases:
         from voxtral_pipes.kernels.decode_attention import attend_few, attend_one
 
         sizes = (heads * width, groups * width, groups * width)
-        (q_weight, wq), (k_weight, wk), (v_weight, wv) = (self.matrix(n_out, n_in, run) for n_out in sizes)
+        (q_weight, wq), (k_weight, wk), (v_weight, wv) = (self.matrix(n_out, n_in, form) for n_out in sizes)
         bias_q, bias_v = (self.draw(sizes[i]) for i in (0, 2))
         gain = self.norm(n_in)
         keys, values = (
@@ -187,12 +228,12 @@ class Cases:
         return worst
 
     def mix_tokens(
-        self, heads: int, groups: int, width: int, n_in: int, queries: int, *, run: int = 0
+        self, heads: int, groups: int, width: int, n_in: int, queries: int, *, form: Form = "dense"
     ) -> float:
         from voxtral_pipes.kernels.flow_step import mix_tokens
 
         sizes = (heads * width, groups * width, groups * width)
-        (q_weight, wq), (k_weight, wk), (v_weight, wv) = (self.matrix(n_out, n_in, run) for n_out in sizes)
+        (q_weight, wq), (k_weight, wk), (v_weight, wv) = (self.matrix(n_out, n_in, form) for n_out in sizes)
         y, gain = self.draw(6, n_in), self.norm(n_in)
         got = mix_tokens(y, gain, EPS, (q_weight, k_weight, v_weight), width, queries)
         n = ref.rms_norm(y.float(), gain.float(), EPS).view(2, 3, n_in)
@@ -200,15 +241,24 @@ class Cases:
         expected = ref.attention(q[:, :queries], k.transpose(1, 2), v.transpose(1, 2), None)
         return float((got.float() - expected.reshape(2 * queries, -1)).abs().max())
 
-    def move(self, n_state: int, dim: int) -> tuple[float, float]:
-        """Return the errors of the state and of the tokens."""
-        from voxtral_pipes.kernels.flow_step import move
+    def move(self, n_state: int, dim: int) -> tuple[float, float, float]:
+        """Return the errors of the state, of the tokens and of what their norm needs."""
+        from voxtral_pipes.kernels.flow_step import move, move_and_begin
 
         wide = Cases(self.device, torch.float32)
         state, velocity = wide.draw(n_state), wide.draw(2, n_state)
         weight, time, condition = self.weight(dim, n_state), self.draw(dim), self.draw(2, dim)
+        gain = self.norm(dim)
         moved, tokens = move(state, velocity, weight, time, condition, 1.2, 1 / 7)
+        again, begun = move_and_begin(state, velocity, weight, time, condition, gain, 1.2, 1 / 7)
+        assert torch.equal(again, moved) and torch.equal(begun.rows, tokens)
         expected = state + (1.2 * velocity[0] - 0.2 * velocity[1]) / 7
         first = ref.linear(expected.to(self.dtype).float(), weight.float())
-        rows = [row for branch in range(2) for row in (first, time.float(), condition[branch].float())]
-        return float((moved - expected).abs().max()), float((tokens.float() - torch.stack(rows)).abs().max())
+        rows = torch.stack([row for i in range(2) for row in (first, time.float(), condition[i].float())])
+        scaled = (begun.scaled.float() - rows * gain.float()).abs().max()
+        squares = (begun.squares.sum(0)[:6] - rows.square().sum(1)).abs().max() / dim
+        return (
+            float((moved - expected).abs().max()),
+            float((tokens.float() - rows).abs().max()),
+            float(torch.maximum(scaled, squares)),
+        )

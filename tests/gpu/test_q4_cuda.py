@@ -15,7 +15,7 @@ from tts_models import random_tensors as random_tts_tensors
 
 from voxtral_pipes.config import AsrConfig, BackboneConfig
 from voxtral_pipes.kernels import dispatch
-from voxtral_pipes.kernels.packed import Q4CudaWeight
+from voxtral_pipes.kernels.packed import Q4CudaWeight, Q4TileWeight
 from voxtral_pipes.models.backbone import Backbone, Speaker
 from voxtral_pipes.models.decode import Choice, Decoder, greedy_choice
 from voxtral_pipes.models.encode import Encoder
@@ -105,7 +105,7 @@ def test_codes_of_the_flow_head() -> None:
     stored, exact = packed_tensors(random_tts_tensors(flow_shapes(config)))
     here = Flow.of(exact, config)
     there = Flow.of(placed(stored, dispatch.pick_device("cuda"), BF16), config)
-    assert isinstance(there.blocks[0].w1.weight, Q4CudaWeight)
+    assert isinstance(there.blocks[0].w1.weight, Q4TileWeight)
     hidden = random_rows(20, config.input_dim, 6)
     samplers = Sampler(here, 3, 1.2), Sampler(there, 3, 1.2)
     off = []

@@ -5,6 +5,7 @@ The interpreter computes in float16, since its bfloat16 is not to be trusted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -12,17 +13,19 @@ import pytest
 import torch
 from asr_models import SMALL, random_decoder
 from asr_models import random_tensors as random_asr_tensors
-from triton_cases import Cases
+from q4 import packed_tensors, placed
+from triton_cases import Cases, Form
 from tts_models import SMALL_CODEC, SMALL_FLOW, random_codes, random_rows, random_tensors
 
 from voxtral_pipes.kernels import dispatch
+from voxtral_pipes.kernels.packed import Q4TileWeight
 from voxtral_pipes.models.cache import Span
 from voxtral_pipes.models.codec import Codec
 from voxtral_pipes.models.encode import WHISPER
 from voxtral_pipes.models.flow import Flow
 from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
 from voxtral_pipes.models.stack import Stack
-from voxtral_pipes.models.tts_shapes import codec_shapes, flow_shapes
+from voxtral_pipes.models.tts_shapes import FLOW, codec_shapes, flow_shapes
 
 ON_DEVICE = torch.cuda.is_available()
 pytestmark = [
@@ -34,12 +37,12 @@ interpreted = pytest.mark.skipif(ON_DEVICE, reason="tests/gpu runs whole models 
 TOLERANCE = 4e-2 if ON_DEVICE else 4e-3
 """A few units in the last place of bfloat16, or of float16, at 4."""
 
-Shapes = list[tuple[int, ...]]
+Shapes = Sequence[tuple[int | str, ...]]
 
 
 def odd_and(odd: Shapes, published: Shapes) -> Shapes:
     """Return the shapes to test: the published ones would take the interpreter minutes."""
-    return odd + published if ON_DEVICE else odd
+    return [*odd, *published] if ON_DEVICE else odd
 
 
 @pytest.fixture
@@ -98,59 +101,98 @@ def test_one_position_of_attention(
     ("norm", "gated", "residual"), [(False, False, True), (True, False, False), (True, True, True)]
 )
 @pytest.mark.parametrize(
-    ("rows", "n_in", "n_out", "run"),
+    ("rows", "n_in", "n_out", "form"),
     odd_and(
         [
-            (1, 32, 9, 4),
-            (1, 96, 80, 4),
-            (1, 1312, 7, 4),
-            (1, 2048, 24, 4),
-            (1, 4160, 5, 4),
-            (1, 96, 9, 32),
-            (2, 320, 36, 32),
-            (6, 544, 50, 32),
-            (16, 2080, 17, 32),
+            (1, 32, 9, "row"),
+            (1, 96, 80, "row"),
+            (1, 1312, 7, "row"),
+            (1, 2048, 24, "row"),
+            (1, 4160, 5, "row"),
+            (1, 96, 9, "tiles"),
+            (2, 320, 36, "tiles"),
+            (6, 544, 50, "tiles"),
+            (9, 1056, 17, "tiles"),
+            (16, 352, 33, "tiles"),
         ],
         [
-            (1, 4096, 3072, 4),
-            (1, 3072, 9216, 4),
-            (1, 9216, 3072, 4),
-            (6, 3072, 9216, 32),
-            (4, 5120, 1280, 32),
+            (1, 4096, 3072, "row"),
+            (1, 3072, 9216, "row"),
+            (1, 9216, 3072, "row"),
+            (6, 3072, 9216, "tiles"),
+            (4, 5120, 1280, "tiles"),
+            (12, 9216, 3072, "tiles"),
         ],
     ),
 )
 def test_products_with_packed_weights(
-    cases: Cases, rows: int, n_in: int, n_out: int, run: int, norm: bool, gated: bool, residual: bool
+    cases: Cases, rows: int, n_in: int, n_out: int, form: Form, norm: bool, gated: bool, residual: bool
 ) -> None:
     given = {"norm": norm, "gated": gated, "residual": residual}
-    assert cases.linear_rows(rows, n_in, n_out, run=run, **given) < TOLERANCE
+    assert cases.linear_rows(rows, n_in, n_out, form=form, **given) < TOLERANCE
 
 
-@pytest.mark.parametrize("run", [0, 4])
+@pytest.fixture(params=["tiles", "pairs of tiles"])
+def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How products of a few rows are cut, whatever the size of the matrix."""
+    from voxtral_pipes.kernels import q4_tiles
+
+    monkeypatch.setattr(q4_tiles, "MANY_TILES", 1 if request.param == "pairs of tiles" else 1 << 20)
+    monkeypatch.setattr(q4_tiles, "LONG_GROUPS", 3)
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize(
+    ("rows", "n_in", "n_out", "apart"),
+    odd_and([(1, 96, 80, 1), (2, 544, 36, 3), (12, 320, 17, 1)], [(6, 4096, 3072, 1), (2, 9216, 3072, 3)]),
+)
+def test_sums_in_tiles_and_the_norm_behind_them(
+    cases: Cases, rows: int, n_in: int, n_out: int, apart: int
+) -> None:
+    rows_error, scaled, squares = cases.add_and_begin(rows, n_in, n_out, apart)
+    assert rows_error < TOLERANCE and scaled < TOLERANCE and squares < TOLERANCE
+
+
+@pytest.mark.usefixtures("cut")
+def test_tiles_however_they_are_cut(cases: Cases) -> None:
+    given = {"norm": True, "gated": False, "residual": True}
+    assert cases.linear_rows(5, 544, 50, form="tiles", **given) < TOLERANCE
+    assert cases.mix_tokens(6, 2, 16, 352, 3, form="tiles") < TOLERANCE
+    assert cases.attend(6, 3, 16, 96, 20, 15, 24, steps=4, form="tiles") < TOLERANCE
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(96, 5), (352, 17), (128, 4112)])
+def test_tiles_are_no_larger_than_packed_weights_but_for_padding(cases: Cases, n_in: int, n_out: int) -> None:
+    weight, _ = cases.matrix(n_out, n_in, "tiles")
+    assert isinstance(weight, Q4TileWeight)
+    held = sum(part.numel() * part.element_size() for part in (weight.codes, weight.scales))
+    assert held == -(-n_out // 16) * 16 * -(-n_in // 128) * 4 * 18
+
+
+@pytest.mark.parametrize("form", ["dense", "row"])
 @pytest.mark.parametrize(("n_in", "n_out"), [(96, 20), (1056, 19), (1024, 24)])
 def test_one_row_as_of_many_outputs(
-    monkeypatch: pytest.MonkeyPatch, cases: Cases, n_in: int, n_out: int, run: int
+    monkeypatch: pytest.MonkeyPatch, cases: Cases, n_in: int, n_out: int, form: Form
 ) -> None:
     """Their settings are others; so many would take the interpreter long."""
     monkeypatch.setattr("voxtral_pipes.kernels.rows.WIDE", 16)
     given = {"norm": True, "gated": False, "residual": True}
-    assert cases.linear_rows(1, n_in, n_out, run=run, **given) < TOLERANCE
+    assert cases.linear_rows(1, n_in, n_out, form=form, **given) < TOLERANCE
 
 
-@pytest.mark.parametrize("run", [0, 4])
+@pytest.mark.parametrize("form", ["dense", "row"])
 @pytest.mark.parametrize(("norm", "gated"), [(False, False), (True, True)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_inputs_that_are_not_finite_show(
-    cases: Cases, value: float, norm: bool, gated: bool, run: int
+    cases: Cases, value: float, norm: bool, gated: bool, form: Form
 ) -> None:
-    assert cases.unlike_numbers(160, run, value, norm=norm, gated=gated)
+    assert cases.unlike_numbers(160, form, value, norm=norm, gated=gated)
 
 
-@pytest.mark.parametrize("run", [4, 32])
+@pytest.mark.parametrize("form", ["row", "tiles"])
 @pytest.mark.parametrize(("n_in", "n_out"), odd_and([(96, 5), (352, 17), (64, 30)], [(3072, 1024)]))
-def test_packed_weights_unpacked(cases: Cases, n_in: int, n_out: int, run: int) -> None:
-    assert cases.unpack(n_in, n_out, run) == 0
+def test_packed_weights_unpacked(cases: Cases, n_in: int, n_out: int, form: Form) -> None:
+    assert cases.unpack(n_in, n_out, form) == 0
 
 
 @pytest.mark.parametrize(
@@ -161,18 +203,18 @@ def test_sums_of_packed_rows(cases: Cases, n_in: int, n_out: int, sums: int, cou
 
 
 @pytest.mark.parametrize(
-    ("heads", "groups", "width", "n_in", "capacity", "window", "positions", "steps", "run"),
+    ("heads", "groups", "width", "n_in", "capacity", "window", "positions", "steps", "form"),
     odd_and(
         [
-            (6, 2, 16, 96, 7, 5, 10, 1, 4),
-            (3, 3, 32, 64, 24, 9, 40, 4, 0),
-            (3, 3, 16, 96, 24, 20, 36, 4, 32),
-            (4, 2, 16, 40, 12, 5, 21, 7, 0),
+            (6, 2, 16, 96, 7, 5, 10, 1, "row"),
+            (3, 3, 32, 64, 24, 9, 40, 4, "dense"),
+            (3, 3, 16, 96, 24, 20, 36, 4, "tiles"),
+            (4, 2, 16, 40, 12, 5, 21, 7, "dense"),
         ],
         [
-            (32, 8, 128, 3072, 1280, 1200, 1400, 1, 4),
-            (32, 32, 64, 1280, 832, 750, 960, 4, 0),
-            (32, 32, 64, 1280, 832, 750, 960, 4, 32),
+            (32, 8, 128, 3072, 1280, 1200, 1400, 1, "row"),
+            (32, 32, 64, 1280, 832, 750, 960, 4, "dense"),
+            (32, 32, 64, 1280, 832, 750, 960, 4, "tiles"),
         ],
     ),
 )
@@ -186,10 +228,10 @@ def test_a_few_positions_of_attention(
     window: int,
     positions: int,
     steps: int,
-    run: int,
+    form: Form,
 ) -> None:
     sizes = heads, groups, width, n_in, capacity, window, positions
-    assert cases.attend(*sizes, steps=steps, run=run) < TOLERANCE
+    assert cases.attend(*sizes, steps=steps, form=form) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -224,13 +266,13 @@ def test_tokens_that_attend_to_each_other(
 
 
 def test_tokens_that_attend_to_each_other_by_packed_weights(cases: Cases) -> None:
-    assert cases.mix_tokens(6, 2, 16, 352, 3, run=32) < TOLERANCE
+    assert cases.mix_tokens(6, 2, 16, 352, 3, form="tiles") < TOLERANCE
 
 
 @pytest.mark.parametrize(("n_state", "dim"), odd_and([(36, 130), (7, 98), (5, 64)], [(36, 3072)]))
 def test_an_euler_step_and_the_tokens_after_it(cases: Cases, n_state: int, dim: int) -> None:
-    state, tokens = cases.move(n_state, dim)
-    assert state < 1e-5 and tokens < TOLERANCE
+    state, tokens, norm = cases.move(n_state, dim)
+    assert state < 1e-5 and tokens < TOLERANCE and norm < TOLERANCE
 
 
 @interpreted
@@ -266,6 +308,58 @@ def test_a_flow_head_that_goes_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(dispatch, name, lambda *given: True)
     fast = half.integrate(hidden.half(), noise, 3, 1.2)
     assert 0 < float((fast - exact).abs().max()) < 2e-2
+
+
+@interpreted
+@pytest.mark.parametrize("out_is_dense", [False, True])
+def test_a_flow_head_in_tiles(monkeypatch: pytest.MonkeyPatch, out_is_dense: bool) -> None:
+    """Of the embedded model's widths, and once with velocities by a dense matrix."""
+    config = replace(SMALL_FLOW, input_dim=192, dim=128, n_layers=2, n_heads=4, head_dim=32, hidden_dim=192)
+    stored, exact = packed_tensors(random_tensors(flow_shapes(config)))
+    out = f"{FLOW}acoustic_codebook_output.weight"
+    if out_is_dense:
+        stored[out] = exact[out]
+    hidden, noise = random_rows(1, config.input_dim, 3), random_rows(1, config.acoustic_dim, 4)
+    expected = Flow.of(exact, config).integrate(hidden, noise, 3, 1.2)
+    _go_by_tiles(monkeypatch)
+    half = Flow.of(placed(stored, torch.device("cpu"), torch.float16), config)
+    assert all(block.in_tiles for block in half.blocks)
+    fast = half.integrate(hidden.half(), noise, 3, 1.2)
+    assert 0 < float((fast - expected).abs().max()) < 2e-2
+
+
+@interpreted
+def test_an_encoder_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the embedded model's widths: past its window, and then more positions than go by a few."""
+    encoder = replace(SMALL.encoder, dim=192, n_layers=2, n_heads=3, head_dim=64, hidden_dim=320, window=9)
+    stored, exact = packed_tensors(random_asr_tensors(encoder_shapes(replace(SMALL, encoder=encoder)), 1))
+    prefix = f"{WHISPER}transformer."
+    here = Stack.of(exact, prefix, encoder, rows="many")
+    _go_by_tiles(monkeypatch)
+    there = Stack.of(placed(stored, torch.device("cpu"), torch.float16), prefix, encoder, rows="many")
+    rings = [stack.new_kv(batch=1, window=9, max_step=20) for stack in (here, there)]
+    for ring in rings:
+        ring.keys.zero_()
+        ring.values.zero_()
+    x = torch.randn(1, 44, encoder.dim, generator=torch.Generator().manual_seed(3))
+    for position, steps in ((0, 4), (4, 4), (8, 4), (12, 4), (16, 8), (24, 20)):
+        rows, turn = x[:, position : position + steps], here.rotary.at(position, steps)
+        span = rings[0].span(position, steps)
+        expected = here(rows, rings[0], turn, span)
+        few = Span.one(torch.tensor([position])) if steps <= dispatch.FEW_ROWS else span
+        got = there(rows.half(), rings[1], turn, few)
+        assert float((got.float() - expected).norm() / expected.norm()) < 1e-2
+
+
+def _go_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lay weights out as on CUDA, and multiply 16 rows at most by the kernels."""
+
+    def fits(x: torch.Tensor, *weights: object) -> bool:
+        return x.dtype == torch.float16 and x.numel() // x.shape[-1] <= dispatch.FEW_ROWS
+
+    monkeypatch.setattr(dispatch, "_lays_out_on_cuda", lambda device, dtype: dtype == torch.float16)
+    monkeypatch.setattr(dispatch, "fits_triton", fits)
+    monkeypatch.setattr(dispatch, "fits_triton_heads", lambda x, head_dim, *weights: fits(x))
 
 
 @interpreted

@@ -106,6 +106,8 @@ class Flow:
         """
         condition = self.condition(hidden)
         if len(x) == 1 and self._fits_triton(condition):
+            if all(block.in_tiles for block in self.blocks):
+                return self._integrate_in_tiles(x, condition, steps, guidance)
             return self._integrate_one(x, condition, steps, guidance)
         for token in self._time_tokens(steps):
             both = self.velocity(torch.cat((x, x)), token, condition)
@@ -143,6 +145,27 @@ class Flow:
                 asking = y[::3].contiguous() if last else y  # only token 0 is read behind the last layer
                 y = block.feed_forward(ops.add_linear(asking, mixed, block.wo.weight), block.ffn_norm)
             velocity = ops.norm_linear(y, self.norm, self.config.norm_eps, out)
+        moved: Tensor = state + (guidance * velocity[0] + (1 - guidance) * velocity[1]) / steps
+        return moved[None]
+
+    def _integrate_in_tiles(self, x: Tensor, condition: Tensor, steps: int, guidance: float) -> Tensor:
+        """Do as `_integrate_one`, with each norm in what makes its rows and the product behind it."""
+        weight = self.input_projection.weight
+        assert isinstance(weight, Tensor)
+        norms = [*(block.attention_norm for block in self.blocks), self.norm]
+        state, velocity = x[0], torch.zeros(2, x.shape[1], device=x.device)
+        for time in self._time_tokens(steps):
+            state, y = ops.flow_move_and_begin(
+                state, velocity, weight, time, condition, norms[0], guidance, 1 / steps
+            )
+            for block, norm, behind in zip(self.blocks, norms, norms[1:], strict=False):
+                last = block is self.blocks[-1]
+                projections = block.wq.kernel_weight, block.wk.kernel_weight, block.wv.kernel_weight
+                mixed = ops.flow_mix(
+                    y, norm, block.norm_eps, projections, block.head_dim, queries=1 if last else 3
+                )
+                y = block.finish(y.rows, mixed, behind, apart=3 if last else 1)
+            velocity = ops.begun_linear(y, self.norm, self.config.norm_eps, self.acoustic_output.weight)
         moved: Tensor = state + (guidance * velocity[0] + (1 - guidance) * velocity[1]) / steps
         return moved[None]
 

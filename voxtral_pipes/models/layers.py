@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.kernels import dispatch as ops
 from voxtral_pipes.kernels.packed import Weight
 from voxtral_pipes.models.cache import RingKV, Span
+
+if TYPE_CHECKING:
+    from voxtral_pipes.kernels.q4_tiles import NormRows
 
 TIME_THETA = 10000.0
 
@@ -131,21 +135,44 @@ class Block:
         m = ops.norm_swiglu(x, norm, self.norm_eps, self.w1.weight, self.w3.weight)
         return ops.add_linear(x, m, self.w2.weight, self.w2.bias)
 
+    @property
+    def in_tiles(self) -> bool:
+        """Tell whether all its matrices are in tiles, so that a few rows can go by `finish`."""
+        linears = self.wq, self.wk, self.wv, self.wo, self.w1, self.w2, self.w3
+        return ops.in_tiles(*(linear.weight for linear in linears))
+
+    def finish(self, x: Tensor, mixed: Tensor, norm: Tensor, apart: int = 1) -> NormRows:
+        """Do what is behind attention, where matrices are `in_tiles`, and begin the norm behind the layer.
+
+        `mixed` [R, H D] is what attention gave, for every `apart`th row of x [.., dim].
+        """
+        y = ops.add_and_begin(x, mixed, self.wo.weight, self.ffn_norm, self.wo.bias, apart)
+        m = ops.begun_swiglu(y, self.norm_eps, self.w1.weight, self.w3.weight)
+        return ops.add_and_begin(y.rows, m, self.w2.weight, norm, self.w2.bias)
+
+    def step_in_tiles(
+        self, x: NormRows, turn: Tensor, kv: RingKV, layer: int, position: Tensor, norm: Tensor
+    ) -> NormRows:
+        """Run a few positions of one stream where matrices are `in_tiles`, and begin the norm behind the layer."""
+        return self.finish(x.rows, self._attend_few(x, turn, kv, layer, position), norm)
+
     def fits_triton(self, x: Tensor) -> bool:
         """Tell whether a few positions x [T, dim] can go through `ops.attend_few`."""
         return ops.fits_triton_heads(x, self.head_dim, self.wq.weight, self.wk.weight, self.wv.weight)
 
     def _attend(self, x: Tensor, turn: Tensor, kv: RingKV, layer: int, span: Span) -> Tensor:
         if span.position is not None:
-            weights = self.wq.kernel_weight, self.wk.kernel_weight, self.wv.kernel_weight
-            biases = self.wq.bias, self.wk.bias, self.wv.bias
-            ring = kv.keys[layer, 0], kv.values[layer, 0]
-            norm, eps = self.attention_norm, self.norm_eps
-            return ops.attend_few(x[0], norm, eps, weights, biases, turn, *ring, span.position, kv.window)[
-                None
-            ]
+            return self._attend_few(x[0], turn, kv, layer, span.position)[None]
         n = ops.rms_norm(x, self.attention_norm, self.norm_eps)
         q, k, v = (proj(n).unflatten(-1, (-1, self.head_dim)) for proj in (self.wq, self.wk, self.wv))
         keys = ops.rotate(k, turn).transpose(1, 2)
         all_keys, all_values = kv.write(layer, span, keys, v.transpose(1, 2))
         return ops.attention(ops.rotate(q, turn), all_keys, all_values, span.mask)
+
+    def _attend_few(
+        self, x: Tensor | NormRows, turn: Tensor, kv: RingKV, layer: int, position: Tensor
+    ) -> Tensor:
+        weights = self.wq.kernel_weight, self.wk.kernel_weight, self.wv.kernel_weight
+        biases = self.wq.bias, self.wk.bias, self.wv.bias
+        ring = kv.keys[layer, 0], kv.values[layer, 0], position, kv.window
+        return ops.attend_few(x, self.attention_norm, self.norm_eps, weights, biases, turn, *ring)

@@ -173,9 +173,19 @@ class Stack:
         ffn_norms: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """Run all blocks, x [B, T, dim] -> [B, T, dim], before the final norm; writes to `kv`."""
+        if span.position is not None and ffn_norms is None and all(block.in_tiles for block in self.blocks):
+            return self._in_tiles(x[0], kv, turn, span.position)[None]
         for layer, block in enumerate(self.blocks):
             x = block(x, turn, kv, layer, span, ffn_norms[layer] if ffn_norms else None)
         return x
+
+    def _in_tiles(self, x: Tensor, kv: RingKV, turn: Tensor, position: Tensor) -> Tensor:
+        """Run a few positions of one stream, x [T, dim], with each norm in the products before and behind it."""
+        norms = [*(block.attention_norm for block in self.blocks), self.norm]
+        y = ops.begin_norm(x.contiguous(), norms[0])
+        for layer, block in enumerate(self.blocks):
+            y = block.step_in_tiles(y, turn, kv, layer, position, norms[layer + 1])
+        return y.rows
 
     def normed(self, x: Tensor) -> Tensor:
         """Apply the final norm."""
