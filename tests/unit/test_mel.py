@@ -161,11 +161,15 @@ def test_noise_equals_transformers(extractor: Any, scale: float) -> None:
 @pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.stem)
 def test_speech_equals_transformers(extractor: Any, path: Path) -> None:
     # transformers computes in float32: in bins that are some 70 dB below the loudest of their frame its own
-    # rounding reaches 2e-5 against the definition, which the test above holds us to.
+    # rounding reaches 2e-5 against the definition, which the test above holds us to.  How many bins that concerns
+    # depends on the FFT of the CPU: up to 1.2 of 10,000 values were seen; none of them is within 50 dB.
     samples = padded(clip(path))
-    difference = np.abs(whole(samples) - extracted(extractor, samples))
+    ours = whole(samples)
+    difference = np.abs(ours - extracted(extractor, samples))
+    decibels_below = 40 * (ours.max(axis=1, keepdims=True) - ours)
+    assert difference[decibels_below < 50].max() < 5e-6
     assert difference.max() < 3e-5
-    assert (difference > 1e-5).mean() < 1e-4 and difference.mean() < 1e-6
+    assert (difference > 1e-5).mean() < 2e-4 and difference.mean() < 1e-6
 
 
 def test_every_cut_gives_the_same_bits() -> None:
