@@ -261,7 +261,7 @@ def three_products(
 ) -> Tensor:
     """Multiply the norm of a few rows by the three projections, dense or in tiles: x [R, N] -> [R, (H + 2 Hkv) D]."""
     if q4_tiles.are_tiles(weights):
-        return q4_tiles.three_products(q4_tiles.begin(x, norm), weights, eps)
+        return q4_tiles.three_products(q4_tiles.begin(x, norm), weights, eps, biases)
     x = norm_rows(x, norm, eps)
     n_q, n_kv = weights[0].shape[0], weights[1].shape[0]
     y = torch.empty(x.shape[0], n_q + 2 * n_kv, device=x.device, dtype=x.dtype)

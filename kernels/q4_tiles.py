@@ -462,11 +462,13 @@ def are_tiles(weights: tuple[Weight, Weight, Weight]) -> TypeGuard[TileProjectio
     return all(isinstance(weight, Q4TileWeight) for weight in weights)
 
 
-def three_products(x: NormRows, weights: TileProjections, eps: float) -> Tensor:
+def three_products(
+    x: NormRows, weights: TileProjections, eps: float, biases: tuple[Tensor | None, ...] = (None,) * 3
+) -> Tensor:
     """Multiply the norm of x, [R, N], by three projections: [R, (H + 2 Hkv) D]."""
     n_q, n_kv = weights[0].shape[0], weights[1].shape[0]
     y = torch.empty(len(x.rows), n_q + 2 * n_kv, device=x.rows.device, dtype=x.rows.dtype)
-    _project(x, weights, eps, (None,) * 3, (y,) * 5, capacity=1, head=1, in_ring=False)
+    _project(x, weights, eps, biases, (y,) * 5, capacity=1, head=1, in_ring=False)
     return y
 
 
