@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from voxtral_pipes.kernels import q4_tiles
-from voxtral_pipes.kernels.early import begin, overlapped
+from voxtral_pipes.kernels.early import FREE, begin, overlapped
 from voxtral_pipes.kernels.packed import Q4CudaWeight, Q4TileWeight
 from voxtral_pipes.kernels.q4_tiles import NormRows
 from voxtral_pipes.kernels.rows import (
@@ -252,7 +252,7 @@ def attend_one(
         x, norm, *matrices, *scales, torch.view_as_real(turn), q, keys,
         values, position, n_q, n_kv, n_in, capacity, eps, HEAD=head_dim, **settings,
     )  # fmt: skip
-    attend = {"BLOCK_KEYS": BLOCK_KEYS, **overlapped(x.device)}
+    attend = {"BLOCK_KEYS": BLOCK_KEYS, **overlapped(x.device, FREE)}
     return _attend_ring(q, keys, values, position, window, attend)
 
 
@@ -297,7 +297,7 @@ def attend_few(
     if q4_tiles.are_tiles(weights):
         begun = q4_tiles.begin(x, norm) if isinstance(x, Tensor) else x
         q = q4_tiles.project(begun, weights, eps, biases, turn, keys, values, position)
-        return _attend_ring(q, keys, values, position, window, {"BLOCK_KEYS": BLOCK_KEYS, "EARLY": 0})
+        return _attend_ring(q, keys, values, position, window, {"BLOCK_KEYS": 2 * BLOCK_KEYS, "EARLY": 0})
     assert isinstance(x, Tensor)
     _, capacity, head_dim = keys.shape
     steps, n_q, n_kv = x.shape[0], weights[0].shape[0], weights[1].shape[0]
@@ -307,4 +307,4 @@ def attend_few(
         qkv, torch.view_as_real(turn), q, keys,
         values, position, n_q, n_kv, capacity, HEAD=head_dim, BLOCK=BLOCK_PAIRS, num_warps=1,
     )  # fmt: skip
-    return _attend_ring(q, keys, values, position, window, {"BLOCK_KEYS": BLOCK_KEYS, "EARLY": 0})
+    return _attend_ring(q, keys, values, position, window, {"BLOCK_KEYS": 2 * BLOCK_KEYS, "EARLY": 0})

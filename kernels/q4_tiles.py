@@ -30,7 +30,7 @@ from voxtral_pipes.kernels.packed import BLOCK_WEIGHTS, PackedWeight, Q4TileWeig
 TILE, GROUP = 16, 128
 MANY_TILES = 256
 """From here on a program takes two tiles, which share its reading of x, and there are programs enough."""
-LONG_GROUPS = 24
+LONG_GROUPS = 40
 LAID_OUT_TILES = 256
 """At a time: the transient copies are 16 times as large as they."""
 DEVICE = tl.constexpr(not triton.knobs.runtime.interpret)
@@ -372,10 +372,10 @@ def _settings(tiles: int, n_in: int, *, gated: bool = False) -> dict[str, Any]:
     """Return how to launch a product; measured on an H200 with the matrices of the flow head and of the encoder."""
     long = n_in >= LONG_GROUPS * GROUP
     if gated:
-        return _launch(warps=4, stages=3 if long else 2)
+        return _launch(warps=2, stages=3)
     if tiles >= MANY_TILES:
-        return _launch(warps=8 if long else 4, stages=2, two=True)
-    return _launch(warps=8 if long else 4, stages=4)
+        return _launch(warps=4, stages=3, two=True)
+    return _launch(warps=8 if long else 4, stages=3)
 
 
 def _launch(*, warps: int, stages: int, two: bool = False) -> dict[str, Any]:

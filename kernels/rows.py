@@ -31,9 +31,10 @@ LONG_ONE_ROW: dict[str, Any] = {"BLOCK_OUT": 4, "BLOCK_IN": 2048, "num_warps": 4
 WIDE_ONE_ROW: dict[str, Any] = {"BLOCK_OUT": 4, "BLOCK_IN": 1024, "num_warps": 4}
 # The same, Q4_0: 2.0 TB/s for the smallest matrix, 4.2 for the tied embedding.
 PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 4096, "num_warps": 4}
-WIDE_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 1024, "num_warps": 1}
-WIDE = 4096
-"""More outputs than this, of all matrices of a launch, are enough programs for a device if each has one warp."""
+WIDE_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 2048, "num_warps": 2}
+TALL_PACKED_ROW: dict[str, Any] = {"BLOCK_OUT": 8, "BLOCK_IN": 1024, "num_warps": 1}
+WIDE, TALL = 4096, 16384
+"""More outputs than these, of all matrices of a launch, are enough programs for a device if each has few warps."""
 NARROWEST = 128
 """Inputs of a tile at least."""
 SHORT_ROWS: dict[str, Any] = {"BLOCK_OUT": 16, "BLOCK_IN": 128, "num_warps": 2, "num_stages": 6}
@@ -57,7 +58,9 @@ def row_settings(
     n_in = weight.shape[1]
     packed = isinstance(weight, Q4CudaWeight)
     if packed:
-        settings = WIDE_PACKED_ROW if gated or n_out > WIDE else PACKED_ROW
+        settings = WIDE_PACKED_ROW if n_out > WIDE else PACKED_ROW
+        if gated or n_out > TALL:
+            settings = TALL_PACKED_ROW
     elif n_in > LONG:
         settings = LONG_ONE_ROW
     else:
