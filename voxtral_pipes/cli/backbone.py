@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+from voxtral_pipes.cli.watch import Watch
 from voxtral_pipes.config import MAX_FRAMES, TTS_RATE_HZ
 from voxtral_pipes.errors import BadInputError, VoxError
 from voxtral_pipes.formats.family import TTS
@@ -93,6 +94,8 @@ class _Loop:
         self._path: Path | None = args.codes
         self._log = log
         self._listener: Listener | None = None
+        self.watch = Watch()
+        """For the codes."""
 
     def codes(self, model: Mapping[str, str]) -> Codes:
         """Read the saved codes, or listen for vx-flow."""
@@ -100,7 +103,7 @@ class _Loop:
             return _saved(self._path, model)
         from voxtral_pipes.cli.feedback import Listener
 
-        self._listener = listener = Listener(self._log, edge.reader_gone)
+        self._listener = listener = Listener(self._log, edge.reader_gone, self.watch)
         edge.before_death(listener.close)
         listener.listen()
         return listener
@@ -150,9 +153,9 @@ def _make(args: argparse.Namespace, loop: _Loop, log: edge.Log) -> BackboneStage
 
         rows = read_rows(voice, config.dim)
         tensors = load_stage(checkpoint, names, args, log, precision)
-        return Speaker(
-            Backbone.of(tensors, config), rows, ids.audio, min(args.max_frames, config.max_positions)
-        )
+        backbone = Backbone.of(tensors, config)
+        loop.watch.begin(backbone.stack.device.type, log)
+        return Speaker(backbone, rows, ids.audio, min(args.max_frames, config.max_positions))
 
     codes = loop.codes(checkpoint.identity)
     options = BackboneOptions(args.max_frames, edge.interrupted, log.warn)

@@ -231,8 +231,8 @@ def _die_of(number: signal.Signals) -> int:
     return 128 + number  # not reached where the default action is to end the process
 
 
-def open_stdin() -> io.BufferedReader:
-    """Return stdin for binary reading.
+def open_stdin(wait: Callable[[int], object] = lambda descriptor: None) -> io.BufferedReader:
+    """Return stdin for binary reading; `wait` is called with its descriptor before each read of it.
 
     Raises:
         UsageError: stdin is a terminal or closed.
@@ -245,7 +245,7 @@ def open_stdin() -> io.BufferedReader:
         raise UsageError("stdin is closed; pipe something in")
     if os.isatty(STDIN):
         raise UsageError("stdin is a terminal; pipe something in, or try --help")
-    return io.BufferedReader(_Stdin(), 1 << 16)
+    return io.BufferedReader(_Stdin(wait), 1 << 16)
 
 
 def read_waiting(descriptor: int, size: int) -> bytes:
@@ -263,11 +263,15 @@ def read_waiting(descriptor: int, size: int) -> bytes:
 class _Stdin(io.RawIOBase):
     """stdin by `read_waiting`; Python's own file object answers None where it would block, as if at the end."""
 
+    def __init__(self, wait: Callable[[int], object]) -> None:
+        self._wait = wait
+
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         view = memoryview(buffer).cast("B")
+        self._wait(STDIN)
         data = read_waiting(STDIN, len(view))
         view[: len(data)] = data
         return len(data)

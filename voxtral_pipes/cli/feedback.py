@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxtral_pipes import __version__
 from voxtral_pipes.cli.edge import DEADLY, Log
+from voxtral_pipes.cli.watch import Watch
 from voxtral_pipes.errors import BadInputError, FeedbackError, TruncatedError
 from voxtral_pipes.formats.frame import PROTOCOL, Frame, FrameReader, Tensor, encode
 
@@ -50,9 +51,15 @@ class Listener:
     `close` may be called at any time, also before `listen` and from a signal handler.
     """
 
-    def __init__(self, log: Log, abandoned: Callable[[], bool] = lambda: False) -> None:
-        """Make nothing yet; `abandoned` tells that there is nobody left who might connect."""
+    def __init__(
+        self, log: Log, abandoned: Callable[[], bool] = lambda: False, watch: Watch | None = None
+    ) -> None:
+        """Make nothing yet; `abandoned` tells that there is nobody left who might connect.
+
+        Codes are waited for by `watch`.
+        """
         self._log = log
+        self._watch = watch or Watch()
         self._abandoned = abandoned
         self._nonce = secrets.token_hex(8)
         self._refused = 0
@@ -182,7 +189,7 @@ class Listener:
                 hello = reader.read()
                 said = hello.fields.get("nonce") if hello is not None and hello.kind == "hello" else None
                 if isinstance(said, str) and hmac.compare_digest(said.encode(), self._nonce.encode()):
-                    received.wait_forever()
+                    received.wait_forever(self._watch)
                     return Channel(connection, reader)
         self._refused += 1
         self._log.note("a connection to the feedback socket without the nonce of hello was refused")
@@ -196,10 +203,12 @@ class _Received(io.RawIOBase):
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection = connection
         self._deadline: float | None = deadline
+        self._watch = Watch()
 
-    def wait_forever(self) -> None:
-        """Forget the deadline."""
+    def wait_forever(self, watch: Watch) -> None:
+        """Forget the deadline; what comes is waited for by `watch`."""
         self._deadline = None
+        self._watch = watch
         self._connection.settimeout(None)
 
     def readable(self) -> bool:
@@ -208,6 +217,7 @@ class _Received(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         if self._deadline is not None:
             self._connection.settimeout(max(0.001, self._deadline - time.monotonic()))
+        self._watch.wait(self._connection.fileno())
         return self._connection.recv_into(buffer)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+from voxtral_pipes.cli.watch import Watch
 from voxtral_pipes.config import GUIDANCE, MAX_EULER_STEPS, TTS_RATE_HZ
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.family import TTS
@@ -100,7 +101,8 @@ def _seed(text: str) -> int:
 
 
 def _work(args: argparse.Namespace, log: edge.Log) -> int:
-    source, output = edge.open_stdin(), edge.Output(binary=True, force=args.force)
+    watch = Watch()
+    source, output = edge.open_stdin(watch.wait), edge.Output(binary=True, force=args.force)
     from voxtral_pipes.cli.feedback import Answers, connect
     from voxtral_pipes.config import FlowConfig
     from voxtral_pipes.stages.base import Hello
@@ -122,7 +124,7 @@ def _work(args: argparse.Namespace, log: edge.Log) -> int:
         return edge.filter_frames(
             NAME,
             hello,
-            lambda: _make(args, back, log),
+            lambda: _make(args, back, watch, log),
             source,
             output,
             log,
@@ -133,7 +135,7 @@ def _work(args: argparse.Namespace, log: edge.Log) -> int:
         back.close()
 
 
-def _make(args: argparse.Namespace, back: Back, log: edge.Log) -> FlowStage:
+def _make(args: argparse.Namespace, back: Back, watch: Watch, log: edge.Log) -> FlowStage:
     from voxtral_pipes.formats.locate import locate_model
 
     files = locate_model(args.model, TTS, log.warn)
@@ -150,7 +152,9 @@ def _make(args: argparse.Namespace, back: Back, log: edge.Log) -> FlowStage:
         from voxtral_pipes.models.flow import Flow, Sampler
 
         tensors = load_stage(checkpoint, flow_shapes(config), args, log)
-        return Sampler(Flow.of(tensors, config), options.steps, options.guidance)
+        flow = Flow.of(tensors, config)
+        watch.begin(flow.device.type, log)
+        return Sampler(flow, options.steps, options.guidance)
 
     return FlowStage(config, options, load, back, checkpoint.identity)
 
