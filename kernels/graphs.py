@@ -8,6 +8,7 @@ are part of it: where several processes share a GPU, each separate submission ma
 from __future__ import annotations
 
 from collections.abc import Callable
+from ctypes import memmove
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,17 +17,57 @@ from torch import Tensor
 
 _Key = tuple[tuple[torch.Size, torch.dtype, bool], ...]
 
+ALIGNED = 256
+"""Bytes; as memory of the device is, so that kernels find inputs no worse placed than they would be alone."""
+
+
+class _Inputs:
+    """Where a graph finds its inputs: those from the host side by side, so that one copy brings all of them.
+
+    All memory is outside of the graph's own, so it must be kept.
+    """
+
+    def __init__(self, device: torch.device, inputs: tuple[Tensor, ...], pinned: bool = True) -> None:
+        starts, size = [], 0
+        for tensor in inputs:
+            starts.append(size)
+            size += 0 if tensor.is_cuda else -(-tensor.nbytes // ALIGNED) * ALIGNED
+        self._host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        self._device = torch.empty(size, dtype=torch.uint8, device=device)
+        self.given = tuple(
+            torch.empty_like(tensor)
+            if tensor.is_cuda
+            else self._device[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for start, tensor in zip(starts, inputs, strict=True)
+        )
+        """What the function gets, on the device."""
+        self._targets = tuple(self._host.data_ptr() + start for start in starts)
+        """Addresses."""
+
+    def stage(self, inputs: tuple[Tensor, ...]) -> None:
+        """Take inputs like the first ones; what the graph reads of them must not change before it is done."""
+        for tensor, given, target in zip(inputs, self.given, self._targets, strict=True):
+            if tensor.is_cuda:
+                given.copy_(tensor)
+            else:
+                # `copy_` takes several times as long to find out that it has nothing but bytes to copy.
+                tensor = tensor.contiguous()
+                memmove(target, tensor.data_ptr(), tensor.nbytes)
+
+    def copy(self) -> None:
+        """Bring what has been staged to the device; recorded as part of the graph."""
+        self._device.copy_(self._host, non_blocking=True)
+
 
 @dataclass(slots=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
-    staged: tuple[Tensor, ...]
-    """What the graph reads: pinned for inputs on the host, else on the device."""
-    given: tuple[Tensor, ...]
-    """Where it copies that to; outside of the graph's own memory, so it must be kept."""
+    inputs: _Inputs
     output: Tensor
     done: torch.cuda.Event
-    """The last replay: what is staged must not change before it."""
+    """The last replay."""
+    awaited: bool = True
+    """Whether it is known to be over."""
 
 
 class Replayed:
@@ -63,16 +104,18 @@ class Replayed:
         captured = self._captured.get((self._turn, key))
         if captured is None:
             captured = self._captured[self._turn, key] = self._capture(device, inputs, *self._seen[key])
-        captured.done.synchronize()
-        for staged, tensor in zip(captured.staged, inputs, strict=True):
-            staged.copy_(tensor)
+        if not captured.awaited:
+            captured.done.synchronize()
+        captured.inputs.stage(inputs)
         captured.graph.replay()
         captured.done.record()
+        captured.awaited = False
         return partial(self._result, captured)
 
     def _result(self, captured: _Captured) -> Tensor:
         if self._to_host:
             captured.done.synchronize()
+            captured.awaited = True
         return captured.output.clone()
 
     def knows(self, *inputs: Tensor) -> bool:
@@ -88,14 +131,12 @@ class Replayed:
     ) -> _Captured:
         """Record one call, whose result is of that shape and dtype; recording computes nothing."""
         pool = next((known.graph.pool() for known in self._captured.values()), None)
-        staged = tuple(torch.empty_like(tensor, pin_memory=not tensor.is_cuda) for tensor in inputs)
-        given = tuple(torch.empty_like(tensor, device=device) for tensor in inputs)
+        placed = _Inputs(device, inputs)
         host = torch.empty(shape, dtype=dtype, pin_memory=True) if self._to_host else None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
-            for target, source in zip(given, staged, strict=True):
-                target.copy_(source, non_blocking=True)
-            output = self._function(*given)
+            placed.copy()
+            output = self._function(*placed.given)
             if host is not None:
                 host.copy_(output, non_blocking=True)
-        return _Captured(graph, staged, given, output if host is None else host, torch.cuda.Event())
+        return _Captured(graph, placed, output if host is None else host, torch.cuda.Event())
