@@ -278,26 +278,25 @@ class FrameReader:
 
     def read(self) -> Frame | None:
         """Return the next frame, or None where the source ends between two frames."""
-        where = f"frame {self._count} at byte {self._offset}"
         header = self._exactly(HEADER.size)
         if not header:
             if self._count == 0:
                 raise TruncatedError("the input is empty: the command before this one wrote nothing")
             return None
         if not header.startswith(MAGIC[: len(header)]):
-            raise BadInputError(self._diagnose(header, where))
+            raise BadInputError(self._diagnose(header))
         if len(header) < HEADER.size:
-            raise TruncatedError(f"the input ends inside {where}: the command before this one died")
+            raise self._truncated()
         length: int = HEADER.unpack(header)[1]
         if not 1 <= length <= self._max:
-            raise BadInputError(f"{where} declares {length} bytes; 1 to {self._max} are allowed")
+            raise BadInputError(f"{self._where()} declares {length} bytes; 1 to {self._max} are allowed")
         body = self._exactly(length)
         if len(body) < length:
-            raise TruncatedError(f"the input ends inside {where}: the command before this one died")
+            raise self._truncated()
         try:
             frame = decode(body)
         except BadInputError as error:
-            raise BadInputError(f"{where}: {error}") from error
+            raise BadInputError(f"{self._where()}: {error}") from error
         self._offset += HEADER.size + length
         self._count += 1
         return frame
@@ -317,9 +316,15 @@ class FrameReader:
             got += len(piece)
         return b"".join(pieces)
 
-    def _diagnose(self, header: bytes, where: str) -> str:
+    def _where(self) -> str:
+        return f"frame {self._count} at byte {self._offset}"
+
+    def _truncated(self) -> TruncatedError:
+        return TruncatedError(f"the input ends inside {self._where()}: the command before this one died")
+
+    def _diagnose(self, header: bytes) -> str:
         if self._count:
-            return f"{where} does not begin with the frame magic: the stream is corrupt"
+            return f"{self._where()} does not begin with the frame magic: the stream is corrupt"
         return f"the input is not a frame stream: {identify(header)}"
 
 

@@ -24,6 +24,17 @@ Run = Callable[..., Tensor]
 """The tensor work of one step, without the bookkeeping: called with the step's inputs, then turn and span."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Some positions as a step by the Triton kernels takes them."""
+
+    position: int
+    steps: int
+    turn: Tensor
+    first: Tensor
+    """`position`, int64 [1]."""
+
+
 @dataclass(slots=True)
 class StackState:
     """Owned by its caller, changed only by `Stack.advance`."""
@@ -41,6 +52,8 @@ class StackState:
     """On CUDA: `run` as graphs, a span as its slots and mask."""
     single: Replayed = field(init=False)
     """On CUDA with Triton: `run` as one graph for each small number of positions, wherever they are."""
+    following: Place | None = field(default=None, init=False)
+    """What the next step probably needs, made while the device was at work."""
 
     def restart(self) -> None:
         """Begin new streams; memory and graphs stay, and what others wrote is not seen before it is written again."""
@@ -135,12 +148,18 @@ class Stack:
         order; all else is done when this returns.
         """
         if steps <= self.few_positions and state.kv.keys.shape[1] == 1:
-            turn = self.rotary.at(state.position, steps)
-            pending = state.single.start(self.device, *inputs, turn, torch.full((1,), state.position))
+            place = state.following
+            if place is None or (place.position, place.steps) != (state.position, steps):
+                place = self._place(state.position, steps)
+            pending = state.single.start(self.device, *inputs, place.turn, place.first)
             state.position += steps
+            state.following = self._place(state.position, steps)
             return pending
         result = self._advance(state, steps, inputs, record)
         return lambda: result
+
+    def _place(self, position: int, steps: int) -> Place:
+        return Place(position, steps, self.rotary.at(position, steps), torch.full((1,), position))
 
     def _advance(self, state: StackState, steps: int, inputs: tuple[Tensor, ...], record: bool) -> Tensor:
         turn = self.rotary.at(state.position, steps)
