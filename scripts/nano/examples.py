@@ -30,11 +30,11 @@ DELAYS = range(3, 13)
 """In tokens of 80 ms: 240 to 960 ms."""
 
 _IDS = {word: N_SPECIAL + PIECES.index(f" {word}".encode()) for word in WORDS}
-TRIMMED = 0.4
+TRIMMED = 0.25
 """Utterances cut as a trimmer of silence does that is too eager: without their f, s or th, or the end that fades."""
-QUIETEST, LOUDEST_CUT = 32.0, 12.0
+QUIETEST, LOUDEST_CUT = 32.0, 15.0
 """In decibels below the loudest moment: from where to where a trimmer takes sound for silence."""
-PARTNERED, LEAST_SHARE, MOST_SHARE = 0.6, 0.2, 0.7
+PARTNERED, LEAST_SHARE, MOST_SHARE = 0.4, 0.2, 0.7
 """Single words that are not cut and are said by two at a time, and how much of them is the second one's voice."""
 MOST_STRETCH = 1.7
 """By how much that one's word is made faster or slower for it at most."""
@@ -45,15 +45,15 @@ _SOURCES = {
     "digits": {
         "fsdd": 0.17,
         "speech_commands": 0.27,
-        "espeak-ng": 0.16,
+        "espeak-ng": 0.2,
         "espeak-ng-foreign": 0.24,
-        "flite": 0.12,
+        "flite": 0.08,
     },
     "words": {
-        "speech_commands": 0.58,
+        "speech_commands": 0.64,
         "espeak-ng": 0.14,
-        "espeak-ng-foreign": 0.15,
-        "flite": 0.09,
+        "espeak-ng-foreign": 0.14,
+        "flite": 0.04,
     },
 }
 """How often each is taken, by kind.  fsdd are four men alone, whom to know by heart is no use."""
@@ -272,8 +272,8 @@ class Examples:
         if kind == "nothing":
             return
         low, high = [(-0.08, 0.15), (0.0, 0.4), (0.3, 2.5)][draw.choice(3, p=[0.4, 0.4, 0.2])]
-        at = 0 if draw.random() < 0.4 else int(draw.integers(int(1.2 * RATE_HZ)))
-        alone = draw.random() < 0.25
+        at = 0 if draw.random() < 0.3 else int(draw.integers(int(1.2 * RATE_HZ)))
+        alone = draw.random() < 0.2
         same = draw.random() < 0.6
         pool = self._one_speaker(draw, kind) if same and kind != "mixed" else None
         while True:

@@ -105,7 +105,7 @@ class Sounds:
             decibels = decibels + uniform(0, 5) * torch.cos(2 * math.pi * (hills * octaves + uniform(0, 1)))
         tilt = 10 ** (decibels / 20)
         upper = torch.where(some(0.2), uniform(4000, 7500), torch.full_like(uniform(0, 1), 8000))
-        upper = torch.where(some(0.4), uniform(3300, 4000), upper)
+        upper = torch.where(some(0.35), uniform(3300, 4000), upper)
         lower = torch.where(some(0.3), uniform(50, 320), torch.zeros_like(upper))
         band = torch.sigmoid((upper - rates) / 60) * torch.sigmoid((rates - lower) / 15)
         # Noise of any colour, between white and brown, or a recorded one; 5 to 45 dB below the speech, or none.

@@ -39,10 +39,10 @@ class Settings:
     rate: float = 1.5e-3
     warm_steps: int = 1000
     decay: float = 0.1
-    dropout: float = 0.2
+    dropout: float = 0.15
     """Of what each half of a layer adds."""
     seed: int = 0
-    phones: float = 0.2
+    phones: float = 0.15
     """How much hearing phones counts beside writing words."""
     rounded: float = 0.5
     """From which share of the steps on, every second one has weights as Q4_0 will hold them."""
