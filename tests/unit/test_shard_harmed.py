@@ -38,8 +38,6 @@ def copy(path: Path, other: Path) -> None:
 
 
 Harm = Callable[[Path], object]
-
-
 RAW: dict[str, tuple[Harm, str]] = {
     "first missing": (lambda h: (h / "shard-aa").unlink(), "shard-aa is missing"),
     "middle missing": (lambda h: (h / "shard-ac").unlink(), "shard-ac is missing"),
