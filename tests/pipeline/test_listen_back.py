@@ -48,7 +48,7 @@ def test_what_our_own_judge_hears(tmp_path: Path, said: Path, tiny_model: Path, 
     done = listen(
         "--tts", tiny_tts_model, "-m", tiny_model, "--judge", "asr", "--voice", "casual_male", "--voice", "de_male",
         "--sentences", said, "--numbers", 1, "--seed", 5, "-n", 2, "--max-frames", 15, "--texts-per-pipe", 2,
-        "--against", "espeak", "--keep", kept, "--json",
+        "--against", "espeak", "--jobs", 2, "--keep", kept, "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
