@@ -128,14 +128,17 @@ def test_a_run_begins_with_a_model(tmp_path: Path, packed: Path) -> None:
         "--rate",
         "0",
     )
-    done = script("train-nano-asr", "--from", model, *arguments, packed, tmp_path / "run")
+    done, small, none = script_runs(
+        "train-nano-asr",
+        ("--from", model, *arguments, packed, tmp_path / "run"),
+        ("--smoke", "--from", model, *arguments, packed, tmp_path / "smoke"),
+        ("--from", tmp_path, *arguments, packed, tmp_path / "none"),
+    )
     assert done.returncode == 0, done.stderr
     name = "consolidated.safetensors"
     assert (tmp_path / "run" / "model" / name).read_bytes() == (model / name).read_bytes()
-    done = script("train-nano-asr", "--smoke", "--from", model, *arguments, packed, tmp_path / "smoke")
-    assert done.returncode == 1 and "is no weight of a model of this size" in done.stderr
-    done = script("train-nano-asr", "--from", tmp_path, *arguments, packed, tmp_path / "none")
-    assert done.returncode == 1 and "not a model" in done.stderr
+    assert small.returncode == 1 and "is no weight of a model of this size" in small.stderr
+    assert none.returncode == 1 and "not a model" in none.stderr
 
 
 def test_a_state_is_kept(tmp_path: Path) -> None:
