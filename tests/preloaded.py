@@ -1,7 +1,8 @@
 """Commands run to their end in forks of a process that has imported torch, which takes them over a second.
 
 Each is a process with its own standard streams and environment, in which the script of the command runs from its
-first line; only torch is there already.  Where its import may matter, and in all pipes, tests start real commands.
+first line; only torch is there already.  Where its import may matter, and where pipes are tested, real commands are
+started.
 Imported by name, not collected.
 """
 

@@ -42,7 +42,7 @@ def shell(
 
 
 def command(
-    name: str, *arguments: str | Path, data: bytes = b"", **variables: str
+    name: str, *arguments: str | int | Path, data: bytes = b"", **variables: str
 ) -> subprocess.CompletedProcess[bytes]:
     """Run one command on `data`, with no model in its variable; no traceback may ever show."""
     done = subprocess.run(

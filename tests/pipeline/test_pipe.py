@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soxr
 from asr_models import ids_of, joined
+from preloaded import run_preloaded
 from processes import CLIPS, WAIT_S, environment, frames, shell
 
 CLIP = CLIPS / "tt-weasels.wav"
@@ -280,7 +281,8 @@ def test_a_gguf_and_its_shards_and_the_hf_layout_say_the_same(tmp_path: Path, te
         folder = make_asr_model(tmp_path / name, tiny_config(), form)  # type: ignore[arg-type]
         if name == "shards":
             cut_raw(folder, 100_000)
-        got = frames(shell(f"vx-mel {CLIP} | vx-encode -m {folder}").stdout)
+        done = run_preloaded("vx-encode", ("-m", folder), environment(), (teed / "mel.vx").read_bytes())
+        got = frames(done.stdout)
         results[name] = got[0].meta["model"], joined(got, "embeds")
     assert len({json.dumps(model) for model, _ in results.values()}) == 1
     assert np.array_equal(results["gguf"][1], results["shards"][1])
