@@ -23,6 +23,20 @@ from processes import commands_embedding
 
 from voxtral_pipes.formats.tekken import Tekken
 
+TESTS = Path(__file__).parent
+LONGEST = ("unit/test_triton.py", "embedded", "pipeline", "cli", "laws")
+"""Files and folders that take longest, which begin first: whole files go to a process each, and the last are short."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first."""
+    places = [TESTS / name for name in LONGEST]
+    items.sort(
+        key=lambda item: next(
+            (rank for rank, place in enumerate(places) if item.path.is_relative_to(place)), len(places)
+        )
+    )
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:

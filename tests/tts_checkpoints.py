@@ -14,8 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from voxtral_pipes.config import BackboneConfig, CodecConfig, FlowConfig, TtsConfig
+from voxtral_pipes.formats.locate import files_at
+from voxtral_pipes.kernels.packed import StoredWeight
+from voxtral_pipes.models.checkpoint import TtsCheckpoint
 from voxtral_pipes.models.random_model import make_tts_model
 from voxtral_pipes.models.random_tts import SOMETIMES, Format
+from voxtral_pipes.models.tts_shapes import tts_shapes
+from voxtral_pipes.models.weights import load_weights
 
 _CODES = {"semantic_size": 61, "acoustic_dim": 11, "acoustic_levels": 17}
 
@@ -46,6 +51,8 @@ PACKABLE = TtsConfig(
 )
 """The same where rows are whole blocks of 32."""
 
+LAYOUTS: tuple[Format, ...] = ("safetensors", "gguf-q4", "gguf-q8")
+KINDS = {"gguf-q4": "Q4_0", "gguf-q8": "Q8_0"}
 VOICES = {"casual_male": 9, "Fr_Female": 4, "ann": 1}
 
 
@@ -77,6 +84,17 @@ def change(path: Path, changes: Mapping[str, Any]) -> None:
         else:
             section[key] = value
     path.write_text(json.dumps(settings))
+
+
+def opened(path: Path) -> TtsCheckpoint:
+    """Open a checkpoint as the commands do."""
+    return TtsCheckpoint(files_at(path))
+
+
+def load(checkpoint: TtsCheckpoint) -> dict[str, StoredWeight]:
+    """Read all tensors as the commands do."""
+    names = tts_shapes(checkpoint.config, checkpoint.names)
+    return load_weights(checkpoint, names, torch.device("cpu"), torch.float32)
 
 
 def values(home: Path) -> dict[str, torch.Tensor]:

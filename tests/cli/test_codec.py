@@ -1,4 +1,4 @@
-"""vx-codec as a process.  A start costs a second and a half, so one process is asked many things at once."""
+"""vx-codec as a process: what it writes, what goes wrong, and how signals end it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from code_streams import Codes, cut, end_row, hello, many, one_by_one, pipe, sound, spoken, wire
-from processes import WAIT_S, environment
+from preloaded import run_preloaded
+from processes import WAIT_S, command, environment
 
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, encode
@@ -29,6 +30,7 @@ from voxtral_pipes.formats.wav_writer import UNKNOWN
 from voxtral_pipes.models.random_model import make_tts_model, tiny_tts_config
 from voxtral_pipes.stages.base import Outgoing
 
+Ended = tuple[int, bytes, bytes]
 FRAME_BYTES = 3840
 HEADER = 44
 
@@ -44,11 +46,20 @@ def start(*options: str | Path, model: Path, **streams: object) -> subprocess.Po
     return subprocess.Popen(["vx-codec", *map(str, options)], bufsize=0, env=variables, **streams)  # type: ignore[call-overload]
 
 
-def run(*options: str | Path, model: Path, data: bytes = b"", **streams: object) -> tuple[int, bytes, bytes]:
-    with start(*options, model=model, **streams) as process:
-        out, err = process.communicate(data if process.stdin else None, timeout=WAIT_S)
-    assert b"Traceback" not in err, err.decode()
-    return process.returncode, out or b"", err
+def run(*options: str | Path, model: Path, data: bytes = b"", stdout: int | None = None) -> Ended:
+    """Run to the end; return status, stdout and stderr."""
+    variables = environment(VX_TTS_MODEL=str(model), VX_DEVICE="cpu")
+    return ended(run_preloaded("vx-codec", options, variables, data, stdout))
+
+
+def refused(*options: str | Path, model: Path, data: bytes = b"") -> Ended:
+    """The same, where it ends before it imports torch."""
+    return ended(command("vx-codec", *options, data=data, VX_TTS_MODEL=str(model), VX_DEVICE="cpu"))
+
+
+def ended(done: subprocess.CompletedProcess[bytes]) -> Ended:
+    assert b"Traceback" not in done.stderr, done.stderr.decode()
+    return done.returncode, done.stdout, done.stderr
 
 
 def to_file(path: Path, *options: str | Path, model: Path, data: bytes, flags: int = 0) -> tuple[int, bytes]:
@@ -276,14 +287,14 @@ def test_errors_from_before_are_printed_under_v_only(model: Path) -> None:
     ],
 )
 def test_what_is_not_for_it_is_one_line_and_no_header(data: bytes, told: str, model: Path) -> None:
-    status, out, err = run(model=model, data=data)
+    status, out, err = refused(model=model, data=data)
     assert (status, out, err.count(b"\n")) == (1, b"", 1)
     assert told in err.decode()
 
 
 def test_the_model_must_be_there_and_speak(model: Path, tiny_model: Path, tmp_path: Path) -> None:
     for where, told in ((tmp_path / "none", "there is no model"), (tiny_model, "recognition model")):
-        status, out, err = run("-m", where, model=model, data=spoken(sound(1)))
+        status, out, err = refused("-m", where, model=model, data=spoken(sound(1)))
         assert (status, out, err.count(b"\n")) == (1, b"", 1) and told in err.decode()
 
 
@@ -298,7 +309,7 @@ def test_wrong_options_and_places(model: Path, tmp_path: Path) -> None:
         (("--out-dir", tmp_path / "file"), 1),
         (("--out-dir", tmp_path / "file" / "below"), 1),
     ):
-        done = run(*options, model=model)
+        done = refused(*options, model=model)
         assert (done[0], done[1], done[2].count(b"\n")) == (status, b"", 1)
 
 

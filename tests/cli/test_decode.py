@@ -1,4 +1,4 @@
-"""vx-decode as a process.  A start costs a second and a half, so one process is asked many things at once."""
+"""vx-decode as a process.  One that imports torch takes over a second, so it is asked many things at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from asr_models import ids_of, joined, pipe_of, rows_as_frames, settings
-from processes import WAIT_S, environment, frames, shell
+from preloaded import run_preloaded
+from processes import command, environment, frames, shell
 
 from voxtral_pipes.formats.frame import Frame, Tensor, encode
 from voxtral_pipes.formats.safetensors import SafetensorsFile
@@ -46,10 +47,7 @@ def wire(sent: Iterable[Frame]) -> bytes:
 def vx_decode(
     *arguments: str | Path, data: bytes, model: Path | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    done = subprocess.run(
-        ["vx-decode", *map(str, arguments)], input=data, capture_output=True, timeout=WAIT_S, check=False,
-        env=environment(model),
-    )  # fmt: skip
+    done = run_preloaded("vx-decode", arguments, environment(model), data)
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     return done
 
@@ -82,7 +80,7 @@ def everything(tiny_model: Path) -> subprocess.CompletedProcess[bytes]:
         *(stream_of(range(0, TOKENS, 7), stream=s) for s in (10, 11, 12)),
     ]
     mixed = [body[i] for i in range(max(map(len, bodies))) for body in bodies if i < len(body)]
-    return vx_decode("-m", tiny_model, data=wire(pipe_of("embeds", mixed)))
+    return command("vx-decode", "-m", tiny_model, data=wire(pipe_of("embeds", mixed)))
 
 
 def of(done: subprocess.CompletedProcess[bytes], stream: int) -> list[Frame]:
@@ -239,6 +237,6 @@ def test_what_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
         (["-m", str(tmp_path / "absent")], 1, "there is no model at"),
         (["-m", str(tmp_path)], 1, "holds no model"),
     ):
-        done = vx_decode(*arguments, data=wire(pipe_of("embeds", [])))
+        done = command("vx-decode", *arguments, data=wire(pipe_of("embeds", [])))
         assert done.returncode == status
         assert done.stderr.count(b"\n") == 1 and said in done.stderr.decode()

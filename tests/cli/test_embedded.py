@@ -6,7 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from id_streams import cut, pipe
 from processes import CLIPS, frames, shell
+
+from voxtral_pipes.formats.frame import encode
+from voxtral_pipes.formats.tekken import Tekken
 
 CLIP = CLIPS / "tt-weasels.wav"
 LISTEN = f"vx-mel {CLIP} | vx-encode {{0}} | vx-decode {{0}} | vx-detok {{0}} --format jsonl"
@@ -68,9 +72,7 @@ def test_text_commands_need_no_torch(command: str, nano_home: Path, tmp_path: Pa
         f"from voxtral_pipes.cli.{name} import main; status = main(); assert 'torch' not in sys.modules; "
         "sys.exit(status)"
     )
-    source = f"vx-mel {CLIP} | vx-encode -m nano | vx-decode -m nano" if name == "detok" else "echo hi"
-    done = shell(
-        f'{source.replace("-m nano", f"-m {nano_home}/asr")} | python3 -c "{code}"',
-        XDG_CACHE_HOME=str(tmp_path),
-    )
+    ids = Tekken.read(nano_home / "asr" / "tekken.json").encode("hi there")
+    source = b"".join(map(encode, pipe({0: cut(ids)}))) if name == "detok" else b"hi\n"
+    done = shell(f'python3 -c "{code}"', data=source, XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0 and b"embedded nano model" in done.stderr and done.stdout

@@ -1,4 +1,4 @@
-"""vx-encode as a process.  A start costs a second and a half, so one process is asked many things at once."""
+"""vx-encode as a process.  One that imports torch takes over a second, so it is asked many things at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from asr_models import joined, pipe_of, rows_as_frames, settings
-from processes import CLIPS, WAIT_S, environment, frames, shell
+from preloaded import run_preloaded
+from processes import CLIPS, WAIT_S, command, environment, frames, shell
 
 from voxtral_pipes.formats.frame import Frame, encode
 from voxtral_pipes.formats.safetensors import SafetensorsFile
@@ -43,10 +44,7 @@ def wire(sent: Iterable[Frame]) -> bytes:
 def vx_encode(
     *arguments: str | Path, data: bytes, model: Path | None = None, **variables: str
 ) -> subprocess.CompletedProcess[bytes]:
-    done = subprocess.run(
-        ["vx-encode", *map(str, arguments)], input=data, capture_output=True, timeout=WAIT_S, check=False,
-        env=environment(model, **variables),
-    )  # fmt: skip
+    done = run_preloaded("vx-encode", arguments, environment(model, **variables), data)
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     return done
 
@@ -70,7 +68,7 @@ def everything(tiny_model: Path) -> subprocess.CompletedProcess[bytes]:
         [*mel_stream(stream=8, rows=mel(2, 3)), *mel_stream(stream=8, rows=mel(3, 5))],  # one id, used twice
     ]
     mixed = [body[i] for i in range(max(map(len, bodies))) for body in bodies if i < len(body)]
-    return vx_encode("-m", tiny_model, data=wire(pipe_of("mel", mixed)))
+    return command("vx-encode", "-m", tiny_model, data=wire(pipe_of("mel", mixed)))
 
 
 def of(done: subprocess.CompletedProcess[bytes], stream: int) -> list[Frame]:

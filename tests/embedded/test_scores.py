@@ -21,7 +21,7 @@ TEXTS = (
 
 
 def report(name: str, *arguments: str | int | Path) -> dict[str, Any]:
-    done = script(name, *arguments, "--device", "cpu", "--json", "--jobs", 2)
+    done = script(name, *arguments, "--device", "cpu", "--json", "--jobs", 1)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -27,11 +27,13 @@ def heard(sound: bytes, mel: str = "", heavy: str = "", light: str = "", kernels
     return done.stdout.decode().split()
 
 
-def times(sound: bytes, delay_ms: int) -> list[int]:
-    """Return when each word comes, in ms from the start of the audio."""
+def timed(sound: bytes, delay_ms: int) -> tuple[list[str], list[int]]:
+    """Return the words, and when each comes, in ms from the start of the audio."""
     done = shell(PIPE.format(mel=f"--delay-ms {delay_ms}", heavy="", light="--format jsonl"), data=sound)
+    assert done.returncode == 0 and not done.stderr, done.stderr.decode()
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    return [row["start"] for row in rows if row["text"].strip()]
+    said = [row for row in rows if row["text"].strip()]
+    return "".join(row["text"] for row in rows).split(), [row["start"] for row in said]
 
 
 def test_every_digit_of_an_announcer() -> None:
@@ -44,22 +46,38 @@ def test_every_digit_of_an_announcer() -> None:
 
 def test_the_delay_decides_when_words_come_not_which() -> None:
     sound = wav(said(TEXT))
-    by_delay = {delay: times(sound, delay) for delay in (240, 480, 960)}
-    assert {delay: len(starts) for delay, starts in by_delay.items()} == dict.fromkeys(by_delay, 6)
+    words, starts = zip(*(timed(sound, delay) for delay in (240, 480, 960)), strict=True)
+    assert [len(each) for each in starts] == [6] * 3
     # On the clock of the audio they are where they were; that clock is behind by the delay.
-    assert np.abs(np.subtract(by_delay[240], by_delay[960])).max() <= 80
-    assert heard(sound, "--delay-ms 240") == heard(sound, "--delay-ms 960") == TEXT.split()
+    assert np.abs(np.subtract(starts[0], starts[2])).max() <= 80
+    assert list(words) == [TEXT.split()] * 3
     so_far = wav(np.append(said(TEXT), np.zeros(RATE_HZ // 5)))
-    out = {delay: heard(so_far, f"--no-right-pad --delay-ms {delay}") for delay in by_delay}
+    out = {delay: heard(so_far, f"--no-right-pad --delay-ms {delay}") for delay in (240, 960)}
     assert out[240] == TEXT.split() and out[960] == TEXT.split()[: len(out[960])]
     assert len(out[960]) < 6
 
 
-@pytest.mark.parametrize("rms", [0.0, 0.0003, 0.03])
-def test_nothing_is_said_of_nothing(rms: float) -> None:
+RMS = (0.0, 0.0003, 0.03)
+
+
+@pytest.fixture(scope="module")
+def said_of_noise(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What is heard in 30 seconds of noise of each loudness, one stream after the other."""
+    folder = tmp_path_factory.mktemp("noise")
+    for number, rms in enumerate(RMS):
+        noise = np.random.default_rng(1).normal(0, 1, 30 * RATE_HZ) * rms
+        (folder / f"{number}.wav").write_bytes(wav(np.clip(noise, -1, 1)))
+    files = " ".join(f"{number}.wav" for number in range(len(RMS)))
+    done = shell(PIPE.format(mel=files, heavy="", light="--format jsonl"), cwd=folder)
+    assert done.returncode == 0 and not done.stderr, done.stderr.decode()
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return ["".join(row["text"] for row in rows if row["stream"] == number) for number in range(len(RMS))]
+
+
+@pytest.mark.parametrize("rms", RMS)
+def test_nothing_is_said_of_nothing(rms: float, said_of_noise: list[str]) -> None:
     """30 seconds of silence, of a quiet microphone's noise, of loud noise."""
-    noise = np.random.default_rng(1).normal(0, 1, 30 * RATE_HZ) * rms
-    assert heard(wav(np.clip(noise, -1, 1))) == []
+    assert said_of_noise[RMS.index(rms)].split() == []
 
 
 @pytest.mark.parametrize(

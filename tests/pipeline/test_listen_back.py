@@ -43,12 +43,12 @@ def manner(model: Path, voice: str, **more: int) -> Manner:
 
 
 def test_what_our_own_judge_hears(tmp_path: Path, said: Path, tiny_model: Path, tiny_tts_model: Path) -> None:
-    """Each text, by each voice, has the sound of its own pipe, and of that what a pipe hears."""
+    """Each text, by each voice, has the sound of its place in its pipe, and of that what a pipe hears."""
     kept = tmp_path / "kept"
     done = listen(
         "--tts", tiny_tts_model, "-m", tiny_model, "--judge", "asr", "--voice", "casual_male", "--voice", "de_male",
-        "--sentences", said, "--numbers", 1, "--seed", 5, "-n", 2, "--max-frames", 15, "--texts-per-pipe", 1,
-        "--against", "espeak", "--keep", kept, "--json",
+        "--sentences", said, "--numbers", 1, "--seed", 5, "-n", 2, "--max-frames", 15, "--texts-per-pipe", 2,
+        "--against", "espeak", "--jobs", 2, "--keep", kept, "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -67,13 +67,17 @@ def test_what_our_own_judge_hears(tmp_path: Path, said: Path, tiny_model: Path, 
             row["words"],
             row["substituted"] + row["deleted"] + row["inserted"],
         )
-    one = rows[5]
+    # The second pipe of the second voice, by hand.
+    pair = rows[6:8]
     line = 'vx-tokenize -q -m "$0" | vx-backbone -q -m "$0" --device cpu --voice de_male --max-frames 15 | '
-    line += 'vx-flow -q -m "$0" --device cpu -n 2 --seed 6 | vx-codec -q -m "$0" --device cpu > alone.wav'
-    shell(line.replace("$0", str(tiny_tts_model)), data=f"{one['said']}\n".encode(), cwd=tmp_path)
-    assert (soundfile.read(tmp_path / "alone.wav")[0] == soundfile.read(kept / "de_male/00001.wav")[0]).all()
-    line = "vx-mel -q alone.wav | vx-encode -q --device cpu | vx-decode -q --device cpu | vx-detok -q"
-    assert shell(line, tiny_model, cwd=tmp_path).stdout.decode().strip() == one["heard"]
+    line += 'vx-flow -q -m "$0" --device cpu -n 2 --seed 7 | vx-codec -q -m "$0" --device cpu --out-dir alone'
+    lines = "".join(f"{row['said']}\n" for row in pair)
+    shell(line.replace("$0", str(tiny_tts_model)), data=lines.encode(), cwd=tmp_path)
+    for stream, row in enumerate(pair):
+        alone = soundfile.read(tmp_path / "alone" / f"{stream:05}.wav")[0]
+        assert (alone == soundfile.read(kept / "de_male" / f"{row['number']:05}.wav")[0]).all()
+    line = "vx-mel -q alone/00000.wav | vx-encode -q --device cpu | vx-decode -q --device cpu | vx-detok -q"
+    assert shell(line, tiny_model, cwd=tmp_path).stdout.decode().strip() == pair[0]["heard"]
     table = (kept / "manifest.tsv").read_text().splitlines()
     assert len(table) == 13 and table[2] == "casual_male/00001.wav\tcasual_male\tsentences\tthe sky is blue"
     assert [(one["speaker"], one["kind"], one["times_baseline"] is None) for one in report["sums"]] == [

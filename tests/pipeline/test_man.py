@@ -16,6 +16,7 @@ import pytest
 from code_streams import sound, spoken
 
 from voxtral_pipes.formats.frame import ITEM_BYTES, KINDS, Frame, FrameReader
+from voxtral_pipes.models.random_model import make_tts_model, tiny_tts_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "man").glob("vx-*.[15]"))
@@ -60,19 +61,12 @@ COMMANDS = [page for page in PAGES if page.suffix == ".1"]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def world(tiny_model: Path, tiny_tts_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Make models, a recording, codes, a book, a recorder and a player; return the environment of the examples."""
     root = tmp_path_factory.mktemp("world")
-    for family in ("asr", "tts"):
-        subprocess.run(
-            [sys.executable, ROOT / "scripts/make-random-model", family, "--size", "tiny", root / family],
-            check=True, capture_output=True, timeout=WAIT_S,
-        )  # fmt: skip
-    subprocess.run(
-        [sys.executable, ROOT / "scripts/make-random-model", "tts", "--size", "tiny", "--format", "gguf-q4",
-         root / "q4"],
-        check=True, capture_output=True, timeout=WAIT_S,
-    )  # fmt: skip
+    (root / "asr").symlink_to(tiny_model)
+    (root / "tts").symlink_to(tiny_tts_model)
+    make_tts_model(root / "q4", tiny_tts_config(), "gguf-q4")
     (root / "q4" / "voxtral-tts-q4.gguf").rename(root / "voxtral.gguf")
     (root / "codes.vx").write_bytes(spoken(sound(5)))
     (root / "book.txt").write_text("It was late.\n\nThe rain had stopped.\n")

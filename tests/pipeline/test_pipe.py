@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soxr
 from asr_models import ids_of, joined
+from preloaded import run_preloaded
 from processes import CLIPS, WAIT_S, environment, frames, shell
 
 CLIP = CLIPS / "tt-weasels.wav"
@@ -26,23 +27,31 @@ def samples_of(path: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def text(tiny_model: Path) -> bytes:
+def teed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Transcribe the clip; return a folder of what flowed between the commands and of what came out."""
+    folder = tmp_path_factory.mktemp("teed")
+    line = (
+        f"vx-mel {CLIP} | tee mel.vx | vx-encode -m {tiny_model} | tee emb.vx | vx-decode -m {tiny_model} "
+        f"| tee ids.vx | vx-detok -m {tiny_model} --format srt > out.srt"
+    )
+    done = shell(line, cwd=folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tiny_model: Path, teed: Path) -> bytes:
     """What the pipe says of the clip; other tests compare with it."""
-    done = shell(f"vx-mel {CLIP} | {PIPE}", tiny_model)
+    done = shell("vx-detok < ids.vx", tiny_model, cwd=teed)
     assert done.returncode == 0 and done.stderr == b""
     assert len(done.stdout.split()) > 2, "the random model says nothing, and the tests would prove nothing"
     return done.stdout
 
 
-def test_a_recording_through_four_commands_and_tees(tiny_model: Path, text: bytes, tmp_path: Path) -> None:
-    line = (
-        f"vx-mel {CLIP} | tee mel.vx | vx-encode -m {tiny_model} | tee emb.vx | vx-decode -m {tiny_model} "
-        f"| tee ids.vx | vx-detok -m {tiny_model} --format srt"
-    )
-    done = shell(line, cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == b""
-    assert done.stdout.startswith(b"1\n00:00:0") and b" --> " in done.stdout
-    mel, embeds, ids = (frames((tmp_path / f"{name}.vx").read_bytes()) for name in ("mel", "emb", "ids"))
+def test_a_recording_through_four_commands_and_tees(tiny_model: Path, teed: Path, text: bytes) -> None:
+    srt = (teed / "out.srt").read_bytes()
+    assert srt.startswith(b"1\n00:00:0") and b" --> " in srt
+    mel, embeds, ids = (frames((teed / f"{name}.vx").read_bytes()) for name in ("mel", "emb", "ids"))
     n = -(-len(samples_of(CLIP)) // 1280)
     assert joined(mel, "mel").shape == (8 * (32 + n + 17), 128)
     assert joined(embeds, "embeds").shape[0] == 32 + n + 17
@@ -52,7 +61,7 @@ def test_a_recording_through_four_commands_and_tees(tiny_model: Path, text: byte
     assert ids[0].meta["model"] == embeds[0].meta["model"]
     # Every saved stage can be replayed.
     for name, rest in (("mel", PIPE), ("emb", "vx-decode | vx-detok"), ("ids", "vx-detok")):
-        assert shell(f"cat {name}.vx | {rest}", tiny_model, cwd=tmp_path).stdout == text
+        assert shell(f"cat {name}.vx | {rest}", tiny_model, cwd=teed).stdout == text
 
 
 def test_the_same_speech_in_other_encodings(tiny_model: Path, text: bytes, tmp_path: Path) -> None:
@@ -211,10 +220,9 @@ def test_a_reader_that_leaves_ends_everything_quietly(tiny_model: Path, tmp_path
 
 
 @pytest.mark.parametrize("command", ["vx-mel", "vx-encode", "vx-decode", "vx-detok"])
-def test_a_full_disk_is_an_error_of_one_line(command: str, tiny_model: Path) -> None:
-    line = f"vx-mel {CLIP} | {PIPE}".split(" | ")
-    number = next(i for i, part in enumerate(line) if part.startswith(command))
-    done = shell(" | ".join(line[: number + 1]) + " > /dev/full", tiny_model)
+def test_a_full_disk_is_an_error_of_one_line(command: str, tiny_model: Path, teed: Path) -> None:
+    source = {"vx-mel": CLIP, "vx-encode": "mel.vx", "vx-decode": "emb.vx", "vx-detok": "ids.vx"}[command]
+    done = shell(f"{command} < {source} > /dev/full", tiny_model, cwd=teed)
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
     assert done.stderr.startswith(f"{command}: cannot write to stdout".encode())
@@ -263,16 +271,18 @@ def test_delay_and_padding_travel_in_the_open_frame(tiny_model: Path) -> None:
     assert first.tick == 1280 * 12
 
 
-def test_a_gguf_and_its_shards_and_the_hf_layout_say_the_same(tmp_path: Path) -> None:
-    """One seed, four sets of files: equal embeddings within rounding, and one fingerprint."""
+def test_a_gguf_and_its_shards_and_the_hf_layout_say_the_same(tmp_path: Path, teed: Path) -> None:
+    """One seed, four sets of files, one that of `teed`: equal embeddings within rounding, and one fingerprint."""
     from voxtral_pipes.models.random_model import cut_raw, make_asr_model, tiny_config
 
-    results = {}
-    for name, form in (("mistral", "safetensors"), ("hf", "hf"), ("gguf", "gguf-q4"), ("shards", "gguf-q4")):
+    said = frames((teed / "emb.vx").read_bytes())
+    results = {"mistral": (said[0].meta["model"], joined(said, "embeds"))}
+    for name, form in (("hf", "hf"), ("gguf", "gguf-q4"), ("shards", "gguf-q4")):
         folder = make_asr_model(tmp_path / name, tiny_config(), form)  # type: ignore[arg-type]
         if name == "shards":
             cut_raw(folder, 100_000)
-        got = frames(shell(f"vx-mel {CLIP} | vx-encode -m {folder}").stdout)
+        done = run_preloaded("vx-encode", ("-m", folder), environment(), (teed / "mel.vx").read_bytes())
+        got = frames(done.stdout)
         results[name] = got[0].meta["model"], joined(got, "embeds")
     assert len({json.dumps(model) for model, _ in results.values()}) == 1
     assert np.array_equal(results["gguf"][1], results["shards"][1])
@@ -280,10 +290,10 @@ def test_a_gguf_and_its_shards_and_the_hf_layout_say_the_same(tmp_path: Path) ->
     assert not np.allclose(results["gguf"][1], results["mistral"][1], atol=1e-3)  # four bits do show
 
 
-def test_two_models_in_one_pipe_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_two_models_in_one_pipe_are_refused(teed: Path, tmp_path: Path) -> None:
     from voxtral_pipes.models.random_model import make_asr_model, tiny_config
 
     other = make_asr_model(tmp_path / "other", tiny_config(), seed=7)
-    done = shell(f"vx-mel {CLIP} | vx-encode | vx-decode -m {other}", tiny_model)
+    done = shell(f"vx-decode -m {other} < emb.vx", cwd=teed)
     assert done.returncode == 1
     assert b"another model" in done.stderr and done.stderr.count(b"\n") == 1

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from processes import shell
+from preloaded import run_preloaded
+from processes import environment, shell
 
 from voxtral_pipes.formats.locate import files_at
 from voxtral_pipes.models.random_model import make_asr_model, tiny_config
@@ -39,8 +40,8 @@ def test_every_form_is_the_same_model(tmp_path: Path, form: str) -> None:
         assert dict(pieces.tensors) == dict(held.tensors)
         assert all(pieces.bytes(name) == held.bytes(name) for name in held.tensors)
     if form == "gguf-q4":
-        line = "head -c 9000 /dev/zero | vx-mel --raw s16le:16000:1 | vx-encode -m {}"
-        heard = [shell(line.format(path)) for path in (whole, raw, parts)]
+        mel = shell("head -c 9000 /dev/zero | vx-mel --raw s16le:16000:1").stdout
+        heard = [run_preloaded("vx-encode", ("-m", path), environment(), mel) for path in (whole, raw, parts)]
         assert [(done.returncode, done.stderr) for done in heard] == [(0, b"")] * 3
         assert len({done.stdout for done in heard}) == 1 and len(heard[0].stdout) > 1000
     for path in (raw, parts):

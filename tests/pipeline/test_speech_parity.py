@@ -19,7 +19,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from asr_models import ids_of, joined
-from processes import frames, shell
+from preloaded import run_preloaded
+from processes import environment, frames, shell
 from reference_models import half_split
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralModel
@@ -256,12 +257,12 @@ def test_codes_are_those_of_the_equations(spoken: Spoken) -> None:
 
 def test_codes_at_other_steps_and_guidance(odd: Spoken) -> None:
     """Each from the saved hidden states; vx-backbone's socket is gone, of which vx-flow warns."""
-    runs = " ".join(
-        f"vx-flow -q -n {steps} --cfg {guidance} --noise noise.npy < hidden.vx > {steps}-{guidance}.vx &"
-        for steps, guidance in GRID
-    )
-    done = shell(f"{runs} wait", cwd=odd.folder, VX_TTS_MODEL=str(odd.home))
-    assert (done.returncode, done.stderr) == (0, b"")
+    sent, noise = (odd.folder / "hidden.vx").read_bytes(), odd.folder / "noise.npy"
+    for steps, guidance in GRID:
+        options = ("-q", "-n", str(steps), "--cfg", str(guidance), "--noise", noise)
+        done = run_preloaded("vx-flow", options, environment(VX_TTS_MODEL=str(odd.home)), sent)
+        assert (done.returncode, done.stderr) == (0, b"")
+        (odd.folder / f"{steps}-{guidance}.vx").write_bytes(done.stdout)
     levels = [
         compare_codes(odd, odd.rows(f"{steps}-{guidance}", "codes"), steps, guidance)
         for steps, guidance in GRID

@@ -19,7 +19,7 @@ from nano.sounds import Sounds, hiss
 from nano.state import State, load_state, save_state
 from nano.training import SMOKE_SETTINGS
 from nano.words import DIGITS
-from processes import ROOT, script, shell
+from processes import ROOT, script, script_runs, shell
 
 from voxtral_pipes.errors import BadInputError
 
@@ -95,9 +95,8 @@ def test_a_run_goes_on(tmp_path: Path, packed: Path) -> None:
     assert second.returncode == 0 and "step 4 of 4: over" in second.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
-    again = script("train-nano-asr", *arguments)
+    again, other = script_runs("train-nano-asr", arguments, ("--seed", "1", *arguments))
     assert again.returncode == 0 and again.stdout == ""
-    other = script("train-nano-asr", "--seed", "1", *arguments)
     assert other.returncode == 1 and "other settings" in other.stderr
 
 
@@ -129,14 +128,17 @@ def test_a_run_begins_with_a_model(tmp_path: Path, packed: Path) -> None:
         "--rate",
         "0",
     )
-    done = script("train-nano-asr", "--from", model, *arguments, packed, tmp_path / "run")
+    done, small, none = script_runs(
+        "train-nano-asr",
+        ("--from", model, *arguments, packed, tmp_path / "run"),
+        ("--smoke", "--from", model, *arguments, packed, tmp_path / "smoke"),
+        ("--from", tmp_path, *arguments, packed, tmp_path / "none"),
+    )
     assert done.returncode == 0, done.stderr
     name = "consolidated.safetensors"
     assert (tmp_path / "run" / "model" / name).read_bytes() == (model / name).read_bytes()
-    done = script("train-nano-asr", "--smoke", "--from", model, *arguments, packed, tmp_path / "smoke")
-    assert done.returncode == 1 and "is no weight of a model of this size" in done.stderr
-    done = script("train-nano-asr", "--from", tmp_path, *arguments, packed, tmp_path / "none")
-    assert done.returncode == 1 and "not a model" in done.stderr
+    assert small.returncode == 1 and "is no weight of a model of this size" in small.stderr
+    assert none.returncode == 1 and "not a model" in none.stderr
 
 
 def test_a_state_is_kept(tmp_path: Path) -> None:

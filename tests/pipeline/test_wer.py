@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from processes import script, shell
+from preloaded import run_preloaded
+from processes import command, environment, script
 
 
 def wer(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -50,8 +51,10 @@ def test_each_file_has_its_own_text(tmp_path: Path, recordings: Path, tiny_model
     for file in report["files"]:
         samples, rate_hz = soundfile.read(recordings / file["name"], dtype="int16")
         soundfile.write(tmp_path / "alone.wav", samples, rate_hz)
-        line = "vx-mel -q --delay-ms 240 alone.wav | vx-encode -q --device cpu | vx-decode -q --device cpu"
-        alone = shell(f"{line} | vx-detok -q", tiny_model, cwd=tmp_path)
+        sent = command("vx-mel", "-q", "--delay-ms", 240, tmp_path / "alone.wav").stdout
+        for name in ("vx-encode", "vx-decode"):
+            sent = run_preloaded(name, ("-q", "--device", "cpu"), environment(tiny_model), sent).stdout
+        alone = command("vx-detok", "-q", "-m", tiny_model, data=sent)
         assert file["heard"] == alone.stdout.decode().strip()
     assert report["sums"].keys() == {"all", "kind=noise", "kind=words"}
     assert report["sums"]["all"]["words"] == 6

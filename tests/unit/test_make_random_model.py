@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 import tiktoken
 import torch
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from processes import script_runs
 
 from voxtral_pipes.config import AsrConfig, AudioConfig
 from voxtral_pipes.errors import OutputError
@@ -24,24 +23,22 @@ from voxtral_pipes.models.random_tekken import asr_audio, write_tekken
 from voxtral_pipes.models.random_weights import Law, fan_in_law, random_words
 from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make-random-model"
-
-
-def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *args], capture_output=True, text=True, timeout=60)
-
 
 @pytest.mark.parametrize("format", ["safetensors", "hf", "gguf-q4", "gguf-q8"])
 def test_the_script_makes_a_model_that_opens(tmp_path: Path, format: str) -> None:
-    done = run("asr", "--size", "tiny", "--format", format, "--seed", "3", tmp_path / "a")
+    done, cut, again = script_runs(
+        "make-random-model",
+        ("asr", "--size", "tiny", "--format", format, "--seed", "3", tmp_path / "a"),
+        ("asr", "--format", format, "--seed", "3", "--shard-bytes", "100000", tmp_path / "b"),
+        ("asr", "--format", format, tmp_path / "a"),
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    run("asr", "--format", format, "--seed", "3", "--shard-bytes", "100000", tmp_path / "b")
+    assert cut.returncode == 0
     one, two = (AsrCheckpoint(files_at(tmp_path / name)) for name in "ab")
     assert one.config == two.config == tiny_config()
     assert one.fingerprint == two.fingerprint
     assert one.names == encoder_shapes(one.config).keys() | decoder_shapes(one.config).keys()
     assert sum(path.stat().st_size for path in (tmp_path / "a").iterdir()) < 3_000_000
-    again = run("asr", "--format", format, tmp_path / "a")
     assert again.returncode == 1
     assert "holds" in again.stderr and again.stderr.count("\n") == 1
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from processes import script, script_runs
 from safetensors.torch import load_file
 
 from voxtral_pipes.config import TtsConfig
@@ -29,13 +28,8 @@ from voxtral_pipes.models.random_model import make_tts_model, tiny_tts_config
 from voxtral_pipes.models.random_tts import NEVER, SHORT_VOICES, Format
 from voxtral_pipes.models.tts_shapes import tts_shapes
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make-random-model"
 FORMATS: tuple[Format, ...] = ("safetensors", "gguf-q4", "gguf-q8")
 NORMED = ".parametrizations.weight.original"
-
-
-def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, "tts", *args], capture_output=True, text=True, timeout=60)
 
 
 def files_of(home: Path) -> dict[str, bytes]:
@@ -76,23 +70,27 @@ def test_the_published_gguf_has_207_and_174_tensors() -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_script_makes_a_model_that_opens(home: Path, tmp_path: Path, format: str) -> None:
-    done = run("--size", "tiny", "--format", format, "--seed", "3", tmp_path / "a")
+    done, cut, again = script_runs(
+        "make-random-model",
+        ("tts", "--size", "tiny", "--format", format, "--seed", "3", tmp_path / "a"),
+        ("tts", "--format", format, "--seed", "3", "--shard-bytes", "500000", tmp_path / "b"),
+        ("tts", "--format", format, tmp_path / "a"),
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     made = files_of(tmp_path / "a")
     assert made == files_of(home / format)
     assert sum(map(len, made.values())) < 4_000_000
-    run("--format", format, "--seed", "3", "--shard-bytes", "500000", tmp_path / "b")
+    assert cut.returncode == 0
     assert any(name.startswith("shard-") for name in files_of(tmp_path / "b"))
     one, two = (TtsCheckpoint(files_at(tmp_path / name)) for name in "ab")
     assert one.config == two.config == tiny_tts_config()
     assert one.fingerprint == two.fingerprint == TtsCheckpoint(files_at(home / "safetensors")).fingerprint
-    again = run("--format", format, tmp_path / "a")
     assert again.returncode == 1
     assert "holds" in again.stderr and again.stderr.count("\n") == 1
 
 
 def test_there_is_no_layout_of_transformers(tmp_path: Path) -> None:
-    done = run("--format", "hf", tmp_path / "a")
+    done = script("make-random-model", "tts", "--format", "hf", tmp_path / "a")
     assert done.returncode == 1
     assert "hf is for asr" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "a").exists()

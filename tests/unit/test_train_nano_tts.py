@@ -20,7 +20,7 @@ from nano.tts_size import NANO, NANO_ENCODER, SMOKE, SMOKE_ENCODER, VOICE_ROWS
 from nano.tts_state import Training, learning_rate
 from nano.tts_steps import CodecPhase, SpeechPhase
 from nano.tts_weights import VOICES, codec_weights, speech_weights
-from processes import WAIT_S, environment, script
+from processes import WAIT_S, environment, script_runs
 from tts_models import random_codes_of, random_rows
 
 from voxtral_pipes.errors import BadInputError
@@ -159,24 +159,30 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path / "tts.pack"
 
 
-def train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return script("train-nano-tts", *arguments, "--smoke", "--device", "cpu", "--steps", "3")
+def train(*runs: tuple[str | Path, ...]) -> list[subprocess.CompletedProcess[str]]:
+    """Do what each of `runs` asks for, one after the other in one process."""
+    return script_runs(
+        "train-nano-tts", *((*arguments, "--smoke", "--device", "cpu", "--steps", "3") for arguments in runs)
+    )
 
 
 def test_the_commands_take_what_was_trained(tmp_path: Path, packed: Path) -> None:
+    """Whatever goes on from a file is another process than the one that wrote it."""
     work, model = tmp_path / "work", tmp_path / "model"
-    done = train("speech", packed, work)
-    assert done.returncode == 1 and "codec.ckpt: not a checkpoint" in done.stderr
-    for phase in ("codec", "speech"):
-        done = train(phase, packed, work)
-        assert done.returncode == 0, done.stderr
-        assert train(phase, packed, work).stdout.startswith(phase)  # and has nothing left to do
+    codec, speech, export = ((phase, packed, work) for phase in ("codec", "speech", "export"))
+    early, first = train(speech, codec)
+    assert early.returncode == 1 and "codec.ckpt: not a checkpoint" in early.stderr
+    assert first.returncode == 0, first.stderr
+    over, second = train(codec, speech)
+    assert over.stdout.startswith("codec")  # and has nothing left to do
+    assert second.returncode == 0, second.stderr
+    over, nowhere, done = train(speech, export, (*export, "--out", model))
+    assert over.stdout.startswith("speech")
+    assert nowhere.returncode == 1
+    assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     assert [line["phase"] for line in told] == ["codec", "codec", "speech", "speech"]
     assert all(line["step"] == 3 and line["split"] == "dev" for line in told)
-    assert train("export", packed, work).returncode == 1
-    done = train("export", packed, work, "--out", model)
-    assert done.returncode == 0, done.stderr
     checkpoint = TtsCheckpoint(locate_model(str(model)))
     assert checkpoint.config == SMOKE and checkpoint.names == set(tts_shapes(SMOKE))
     spoken = subprocess.run(
