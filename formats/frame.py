@@ -173,7 +173,7 @@ def _unpack(body: bytes) -> dict[str, Any]:
         wire = _unpack_counting(body) if len(body) > MAX_ITEMS else msgpack.unpackb(body, **_STRICT)
     except (ValueError, msgpack.UnpackException, RecursionError, OverflowError) as error:
         raise BadInputError(f"the frame is not valid msgpack ({_first_line(error)})") from error
-    if not isinstance(wire, dict) or not all(type(key) is str for key in wire):
+    if not isinstance(wire, dict) or not set(map(type, wire)) <= {str}:
         raise BadInputError("the frame is not a msgpack map with string keys")
     return wire
 

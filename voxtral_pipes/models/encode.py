@@ -10,7 +10,7 @@ A row depends on mel frames up to its own last one; there is no look-ahead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -107,7 +107,6 @@ class Encoder:
         silence = torch.zeros(state.tails[0].shape[0], self.token_frames, self.config.n_mels)
         self.stack.warm(state, *(partial(self.step, state, silence.repeat(1, n, 1)) for n in tokens))
 
-    @torch.inference_mode()
     def step(self, state: EncoderState, mel: Tensor) -> tuple[Tensor, EncoderState]:
         """Encode the next frames: mel float32 [B, 8n, n_mels] -> embeddings [B, n, decoder dim] and the state.
 
@@ -116,9 +115,14 @@ class Encoder:
         Raises:
             ValueError: the frames are not whole embeddings, or more than the state was made for.
         """
+        return self.start_step(state, mel)(), state
+
+    @torch.inference_mode()
+    def start_step(self, state: EncoderState, mel: Tensor) -> Callable[[], Tensor]:
+        """Start `step`; what is returned gives the embeddings (see `Stack.start`)."""
         if mel.shape[1] % self.token_frames:
             raise ValueError(f"{mel.shape[1]} mel frames are not a multiple of {self.token_frames}")
-        return self.stack.advance(state, mel.shape[1] // STEM_STRIDE, mel), state
+        return self.stack.start(state, mel.shape[1] // STEM_STRIDE, mel)
 
     def _run(self, tails: tuple[Tensor, ...], kv: RingKV, mel: Tensor, turn: Tensor, span: Span) -> Tensor:
         """Do the tensor work of a step, without the bookkeeping: it can be recorded."""

@@ -226,7 +226,7 @@ class Sampler:
         self, hidden: Tensor, noise: npt.NDArray[np.float32], *, allow_end: bool = True
     ) -> list[int]:
         """Turn one hidden state [1, input_dim] and its noise float32 [acoustic_dim] into codes, offset included."""
-        given = torch.from_numpy(noise)[None]
+        given = torch.from_numpy(noise[None])
         if self._flow.device.type == "cuda":
             codes = self._graphs[allow_end](self._flow.device, hidden, given)
         else:

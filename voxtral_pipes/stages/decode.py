@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,12 @@ class DecodeStage:
         state = self.decoder.new_state(settings.delay_tokens, finish=finish)
         self.decoder.warm(state, settings.prompt_tokens, settings.left_pad_tokens)
         return state
+
+
+@lru_cache(16)
+def _one_token(token: int) -> torch.Tensor:
+    """Return int64 [1, 1], only to be read: it is mostly the pad."""
+    return torch.full((1, 1), token)
 
 
 class BlankGuard:
@@ -207,7 +213,7 @@ class DecodeStream:
 
     def _start(self, row: torch.Tensor, token: int) -> Callable[[], torch.Tensor]:
         """Start the step of an embedding [1, dim] behind a token."""
-        return self._decoder.start_step(self._state, row[None], torch.full((1, 1), token))
+        return self._decoder.start_step(self._state, row[None], _one_token(token))
 
     def _gather(self, row: torch.Tensor) -> torch.Tensor | None:
         """Take an embedding [1, dim] of those that run in one pass; run it when they are complete."""

@@ -127,12 +127,14 @@ class EncodeStream:
     def _step(self, tokens: int) -> Output:
         used = tokens * self._encoder.token_frames
         tick = self._audio.token_samples * (self._position - self._settings.left_pad_tokens)
-        rows, self._state = self._encoder.step(self._state, self._mel[None, :used])
+        pending = self._encoder.start_step(self._state, self._mel[None, :used])
+        # A device is at work from here on; all else is done meanwhile.
         self._mel = self._mel[used:]
-        tensors = {"embeds": send_rows(rows[0])}
+        levels = {}
         if self._levels is not None and len(self._levels) < tokens:
             self._levels = None
         if self._levels is not None:
-            tensors["level"] = Tensor.of(np.array(self._levels[:tokens], dtype=np.float32))
+            levels["level"] = Tensor.of(np.array(self._levels[:tokens], dtype=np.float32))
             del self._levels[:tokens]
+        tensors = {"embeds": send_rows(pending()[0]), **levels}
         return Output(tick, tokens * self._audio.token_samples, tensors)
