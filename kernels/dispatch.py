@@ -128,7 +128,7 @@ def prepare(weight: Weight, dtype: torch.dtype, *, rows: Rows = "one", twice: bo
             from voxtral_pipes.kernels.q4_rows import to_cuda_layout
 
             return to_cuda_layout(weight)
-        from voxtral_pipes.kernels.q4_tiles import to_tiles
+        from voxtral_pipes.kernels.q4_tile_layout import to_tiles
 
         return to_tiles(weight)
     if isinstance(weight, Tensor | PackedWeight) and _lays_out(
@@ -230,9 +230,9 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
 
 def _unpacked(weight: Q4CudaWeight | Q4TileWeight, dtype: torch.dtype) -> Tensor:
     if isinstance(weight, Q4TileWeight):
-        from voxtral_pipes.kernels import q4_tiles
+        from voxtral_pipes.kernels import q4_tile_layout
 
-        return q4_tiles.unpack(weight, dtype)
+        return q4_tile_layout.unpack(weight, dtype)
     from voxtral_pipes.kernels.q4_rows import unpack
 
     return unpack(weight, dtype)

@@ -92,7 +92,7 @@ class Q4CudaWeight:
 
 @dataclass(frozen=True, slots=True)
 class Q4TileWeight:
-    """A Q4_0 matrix [out, in] as the kernels for a few rows on CUDA read it; made by `q4_tiles.to_tiles`."""
+    """A Q4_0 matrix [out, in] as the kernels for a few rows on CUDA read it; made by `q4_tile_layout.to_tiles`."""
 
     codes: Tensor
     """int16 [tiles, groups, 16, 32]."""

@@ -47,7 +47,7 @@ class Cases:
             weight = self.weight(n_out, n_in)
             return weight, weight.float()
         from voxtral_pipes.kernels.q4_rows import to_cuda_layout
-        from voxtral_pipes.kernels.q4_tiles import to_tiles
+        from voxtral_pipes.kernels.q4_tile_layout import to_tiles
 
         packed = self.packed(n_out, n_in)
         laid = to_cuda_layout(packed) if form == "row" else to_tiles(packed)
@@ -119,12 +119,12 @@ class Cases:
         return shows
 
     def unpack(self, n_in: int, n_out: int, form: Form) -> float:
-        from voxtral_pipes.kernels import q4_rows, q4_tiles
+        from voxtral_pipes.kernels import q4_rows, q4_tile_layout
 
         weight, wide = self.matrix(n_out, n_in, form)
         assert not isinstance(weight, Tensor)
         if isinstance(weight, Q4TileWeight):
-            got = q4_tiles.unpack(weight, torch.float32)
+            got = q4_tile_layout.unpack(weight, torch.float32)
         else:
             got = q4_rows.unpack(weight, torch.float32)
         return float((got - wide).abs().max())
