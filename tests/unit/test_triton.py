@@ -17,7 +17,7 @@ from q4 import packed_tensors, placed
 from triton_cases import Cases, Form
 from tts_models import SMALL_CODEC, SMALL_FLOW, random_codes, random_rows, random_tensors
 
-from voxtral_pipes.kernels import dispatch
+from voxtral_pipes.kernels import dispatch, fitting
 from voxtral_pipes.kernels.packed import Q4TileWeight
 from voxtral_pipes.models.cache import Span
 from voxtral_pipes.models.codec import Codec
@@ -391,4 +391,4 @@ def test_a_transformer_that_goes_by_the_kernels_over_its_ring(
 
 
 def _few_float_rows(x: torch.Tensor, *weights: object) -> bool:
-    return x.dtype == torch.float32 and x.numel() // x.shape[-1] in dispatch.FLOAT_ROWS
+    return x.dtype == torch.float32 and x.numel() // x.shape[-1] in fitting.FLOAT_ROWS
