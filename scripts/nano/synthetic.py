@@ -126,7 +126,7 @@ def _speak_flite(number: int, seed: int) -> Voiced:
     for word in (*WORDS, *draw.choices(DIGITS, k=_MORE_OF_FLITE)):
         stretch, pitch_hz = draw.uniform(0.7, 1.15), draw.uniform(*_PITCHES_HZ[voice])
         said, rate_hz = speaker.say(accent.say(word), voice, stretch=stretch, pitch_hz=pitch_hz)
-        samples, end = _cut(soxr.resample(said, rate_hz, RATE_HZ).astype(np.int16))[:2]
+        samples, end, _ = _cut(soxr.resample(said, rate_hz, RATE_HZ).astype(np.int16))
         kind = "digit" if word in DIGITS else "word"
         utterances.append(
             Utterance(

@@ -222,6 +222,19 @@ def test_flite_says_phones(voice: str) -> None:
     assert 0.2 * rate_hz < len(once) < 1.5 * rate_hz and np.abs(once).max() > 2000
 
 
+@pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+def test_speakers_of_flite_say_every_word(tmp_path: Path, manifest: Path) -> None:
+    """Each word alone, with an end inside of it, and some digits once more."""
+    path = tmp_path / "a.pack"
+    done = pack("-o", path, "--voices", "0", "--foreign", "0", "--flite", "1", manifest)
+    assert done.returncode == 0, done.stderr
+    said = [one for one in read_pack(path).utterances if one.source == "flite"]
+    assert [one.text for one in said[:35]] == list(WORDS) and {one.text for one in said[35:]} <= set(DIGITS)
+    assert len(said) == 55 and {one.speaker for one in said} == {"flite slt 0"}
+    for one in said:
+        assert one.ends is not None and 0 < one.ends[0] <= one.samples < 2 * 16000
+
+
 def test_what_cannot_be_packed(tmp_path: Path, manifest: Path) -> None:
     out = tmp_path / "out.pack"
     done = pack("-o", out, "--voices", "0", "--foreign", "0", "--flite", "0", "--max-mib", "0.01", manifest)
