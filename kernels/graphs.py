@@ -7,7 +7,9 @@ are part of it: where several processes share a GPU, each separate submission ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes import memmove
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,28 @@ _Key = tuple[tuple[torch.Size, torch.dtype, bool], ...]
 
 ALIGNED = 256
 """Bytes; as memory of the device is, so that kernels find inputs no worse placed than they would be alone."""
+
+
+@contextmanager
+def recording(
+    graph: torch.cuda.CUDAGraph,
+    *,
+    pool: tuple[int, int] | None = None,
+    stream: torch.cuda.Stream | None = None,
+) -> Iterator[None]:
+    """Record into a graph what is launched meanwhile, which begins and ends with nothing else on the device.
+
+    Cycles of objects are not collected in that time: pinned memory or a graph that dies in one of them asks the driver
+    for what is not allowed during a recording, which ends the process.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Inputs:
@@ -134,7 +158,7 @@ class Replayed:
         placed = _Inputs(device, inputs)
         host = torch.empty(shape, dtype=dtype, pin_memory=True) if self._to_host else None
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with recording(graph, pool=pool):
             placed.copy()
             output = self._function(*placed.given)
             if host is not None:

@@ -9,6 +9,8 @@ import torch
 
 from benchmarks.report import median, synchronize
 
+from voxtral_pipes.kernels.graphs import recording
+
 Call = Callable[[], object]
 COPIED_BYTES = 1 << 30
 """On CUDA: less is not enough to reach the memory's full speed."""
@@ -39,7 +41,7 @@ def _graph_seconds(calls: Sequence[Call], device: torch.device, repeats: int) ->
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
         synchronize(device)
-        with torch.cuda.graph(graph):
+        with recording(graph):
             for _ in range(rounds):
                 for call in calls:
                     call()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nano.tts_state import Training
+from voxtral_pipes.kernels.graphs import recording
 
 Terms = dict[str, Tensor]
 Loss = Callable[[Tensor, torch.Generator], tuple[Tensor, Terms]]
@@ -62,7 +63,7 @@ class Descent:
             graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(self._draw)
             self._training.optimiser.zero_grad(set_to_none=True)
-            with torch.cuda.graph(graph, stream=stream):
+            with recording(graph, stream=stream):
                 self._terms = self._take(self._samples)
             self._graph = graph
         self._graph.replay()

@@ -1,9 +1,12 @@
 """What a graph reads: inputs side by side in bytes, and on the device what they were."""
 
+import gc
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from voxtral_pipes.kernels.graphs import ALIGNED, _Inputs
+from voxtral_pipes.kernels.graphs import ALIGNED, _Inputs, recording
 
 CPU = torch.device("cpu")
 
@@ -41,3 +44,19 @@ def test_what_is_staged_is_not_seen_before_it_is_copied():
     inputs.copy()
     inputs.stage(like(2))
     assert torch.equal(inputs.given[3], like(1)[3])
+
+
+@pytest.mark.parametrize("collects", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_cycles_are_not_collected_while_a_graph_is_recorded(monkeypatch, collects, fails):
+    """What dies in a cycle may be another graph; the collector is then as it was, whatever happened."""
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: nullcontext(graph))
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        with pytest.raises(ZeroDivisionError) if fails else nullcontext(), recording(object()):
+            assert not gc.isenabled()
+            assert 1 // (not fails)
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()
