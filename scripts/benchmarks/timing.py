@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.report import median, synchronize
-
 from voxtral_pipes.kernels.graphs import recording
 
 Call = Callable[[], object]

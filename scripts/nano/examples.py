@@ -30,7 +30,9 @@ DELAYS = range(3, 13)
 """In tokens of 80 ms: 240 to 960 ms."""
 
 _IDS = {word: N_SPECIAL + PIECES.index(f" {word}".encode()) for word in WORDS}
-TRIMMED = 0.25
+NARROW = 0.3
+"""Examples that sound as recordings of fsdd do: by telephone, most of them trimmed and hissing; others seldom are."""
+TRIMMED, TRIMMED_NARROW = 0.12, 0.7
 """Utterances cut as a trimmer of silence does that is too eager: without their f, s or th, or the end that fades."""
 QUIETEST, LOUDEST_CUT = 32.0, 15.0
 """In decibels below the loudest moment: from where to where a trimmer takes sound for silence."""
@@ -91,6 +93,8 @@ class Plan:
     delays: Ints
     paces: Floats
     """[B]: about what all speeds of a row are."""
+    narrow: npt.NDArray[np.bool_]
+    """[B]: which of them sound as fsdd does."""
     tokens: Ints
     """[B, N]: fed."""
     targets: Ints
@@ -214,6 +218,7 @@ class Examples:
         partners: list[tuple[int, int, int, float, float, float]] = []
         first, last, delays = (np.zeros(self._batch, np.int64) for _ in range(3))
         paces = np.exp(draw.uniform(-0.3, 0.36, self._batch)).astype(np.float32)
+        narrow = draw.random(self._batch) < NARROW if self._cuts else np.zeros(self._batch, np.bool_)
         tokens = np.full((self._batch, self._tokens), PAD)
         targets = np.full((self._batch, self._tokens), IGNORED)
         spelt: dict[int, list[int]] = {}
@@ -225,7 +230,8 @@ class Examples:
             begin = LEFT_PAD * TOKEN_SAMPLES
             limit = n_audio * TOKEN_SAMPLES - int(draw.integers(TOKEN_SAMPLES))
             final = 0
-            for one, at, speed, gain in self._layout(draw, limit, float(paces[row])):
+            cut = TRIMMED_NARROW if narrow[row] else TRIMMED
+            for one, at, speed, gain in self._layout(draw, limit, float(paces[row]), cut):
                 placed.append((row, self._starts[one.sound] + one.at, one.samples, begin + at, speed, gain))
                 partners.append(self._partner(draw, one, begin + at, speed, gain) or (*placed[-1][1:], 0.0))
                 final = at + int(one.samples / speed)
@@ -261,11 +267,11 @@ class Examples:
         return Plan(
             row_of, source, length, at_of, speed_of, gain_of, share, their_source, their_length, their_at,
             their_speed, their_gain,
-            first, last, delays, paces, tokens, targets, phones, spelt_rows, n_phones,
+            first, last, delays, paces, narrow, tokens, targets, phones, spelt_rows, n_phones,
         )  # fmt: skip
 
     def _layout(
-        self, draw: np.random.Generator, limit: int, pace_of_all: float
+        self, draw: np.random.Generator, limit: int, pace_of_all: float, cut: float
     ) -> Iterator[tuple[Utterance, int, float, float]]:
         """Yield utterances of one example, where each begins, its speed and its gain."""
         kind = draw.choice(["nothing", "digits", "words", "mixed"], p=[0.06, 0.38, 0.36, 0.2])
@@ -278,7 +284,7 @@ class Examples:
         pool = self._one_speaker(draw, kind) if same and kind != "mixed" else None
         while True:
             one = pool[draw.integers(len(pool))] if pool else self._any(draw, kind)
-            if self._cuts and draw.random() < TRIMMED:
+            if self._cuts and draw.random() < cut:
                 one = trimmed(one, self._pack.audio(one), draw)
             pace = float(pace_of_all * draw.uniform(0.95, 1.05))
             length = int(one.samples / pace)

@@ -13,8 +13,10 @@ from nano.examples import TOKEN_SAMPLES, Plan
 from nano.pack import Pack
 from nano.words import RATE_HZ
 
-HISSING = 0.5
+HISSING, HISSING_NARROW = 0.35, 0.8
 """Rows whose recordings bring their own hiss, which begins and ends with each of them as clips put together have it."""
+TELEPHONE = 0.2
+"""Rows of a telephone's bandwidth, beside those that are narrow."""
 LEAST_MARGIN, MOST_MARGIN = -0.01, 0.12
 """In seconds: how long before and after its words such a recording begins and ends; mostly not long."""
 
@@ -53,7 +55,8 @@ class Sounds:
         inside = (at >= self._to(plan.first)[:, None]) & (at < self._to(plan.last)[:, None])
         if not self._disturbed:
             return voices * inside
-        return self._disturb(voices + hiss(plan, voices[0], draw), inside, draw)
+        narrow = self._to(plan.narrow)[:, None]
+        return self._disturb(voices + hiss(plan, voices[0], draw), inside, narrow, draw)
 
     def _placed(self, plan: Plan) -> Tensor:
         """Add each utterance to its row, at its speed (linear between samples)."""
@@ -80,7 +83,7 @@ class Sounds:
         flat = row * self._samples + target.clamp(0, self._samples - 1)
         return out.index_add_(0, flat, value).view(batch, -1)
 
-    def _disturb(self, voices: Tensor, inside: Tensor, draw: torch.Generator) -> Tensor:
+    def _disturb(self, voices: Tensor, inside: Tensor, narrow: Tensor, draw: torch.Generator) -> Tensor:
         """Disturb some versions [V, B, samples] of the same rows alike; noise and level are those of the first."""
         batch = voices.shape[1]
 
@@ -105,7 +108,7 @@ class Sounds:
             decibels = decibels + uniform(0, 5) * torch.cos(2 * math.pi * (hills * octaves + uniform(0, 1)))
         tilt = 10 ** (decibels / 20)
         upper = torch.where(some(0.2), uniform(4000, 7500), torch.full_like(uniform(0, 1), 8000))
-        upper = torch.where(some(0.35), uniform(3300, 4000), upper)
+        upper = torch.where(some(TELEPHONE) | narrow, uniform(3300, 4000), upper)
         lower = torch.where(some(0.3), uniform(50, 320), torch.zeros_like(upper))
         band = torch.sigmoid((upper - rates) / 60) * torch.sigmoid((rates - lower) / 15)
         # Noise of any colour, between white and brown, or a recorded one; 5 to 45 dB below the speech, or none.
@@ -129,12 +132,12 @@ class Sounds:
         return torch.round(mixed * 32767) / 32768
 
     def _to(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
+        return torch.from_numpy(values).to(self._device, non_blocking=True)
 
 
 def _rates(samples: int, device: torch.device) -> Tensor:
     """Return the frequencies of a spectrum, in Hz."""
-    return torch.fft.rfftfreq(samples, 1 / RATE_HZ).to(device)
+    return torch.fft.rfftfreq(samples, 1 / RATE_HZ, device=device)
 
 
 def _coloured(white: Tensor, slope: Tensor) -> Tensor:
@@ -161,17 +164,21 @@ def hiss(plan: Plan, speech: Tensor, draw: torch.Generator) -> Tensor:
     after = plan.at + plan.heard
     margins = LEAST_MARGIN + uniform(2, len(after)).square() * (MOST_MARGIN - LEAST_MARGIN)
     margins = (margins * RATE_HZ).long()
-    rows = torch.from_numpy(plan.row).to(device) * (samples + 1)
     edges = torch.zeros(batch * (samples + 1), device=device)
-    begins, ends = (torch.from_numpy(part).to(device) for part in (plan.at, after))
+    row, begins, ends, narrow = (
+        torch.from_numpy(part).to(device, non_blocking=True)
+        for part in (plan.row, plan.at, after, plan.narrow[:, None])
+    )
+    rows = row * (samples + 1)
     for side, at in ((1, begins - margins[0]), (-1, ends + margins[1])):
         edges.index_add_(0, rows + at.clamp(0, samples), edges.new_full((len(at),), side))
     lasting = edges.view(batch, -1)[:, :-1].cumsum(1) > 0
     white = torch.randn(speech.shape, device=device, generator=draw)
     slope = 2.5 * uniform(batch, 1) - 0.5
-    upper = torch.where(uniform(batch, 1) < 0.5, 4000, 8000)
+    upper = torch.where((uniform(batch, 1) < 0.5) | narrow, 4000, 8000)
     band = _rates(samples, device) < upper
     noise = torch.fft.irfft(_coloured(white, slope) * band, samples) * lasting
     level = (_power(speech, speech.abs() > 1e-3) / _power(noise, lasting)).sqrt()
-    ratio = 10 ** (-(10 + 35 * uniform(batch, 1)) / 20) * (uniform(batch, 1) < HISSING)
+    share = torch.where(narrow, HISSING_NARROW, HISSING)
+    ratio = 10 ** (-(10 + 35 * uniform(batch, 1)) / 20) * (uniform(batch, 1) < share)
     return noise * level * ratio

@@ -1,7 +1,8 @@
 """What a training run keeps: its state, small enough to be carried, its log, and the model as the commands take it.
 
 Adam's second moments are kept in 8 bits, as the logarithm to a quarter of an octave, and its first moments not at
-all: they are there again after ten steps.  So a state takes 5 bytes a weight.
+all: they are there again after ten steps.  What the mean of the weights is off them is kept in 8 bits as well, on an
+even scale for each tensor.  So a state takes 6 bytes a weight.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class State:
     """Of training so far."""
     settings: dict[str, Any]
     weights: dict[str, Tensor]
+    mean: dict[str, Tensor]
+    """Of the weights over the last steps: what the model is made of."""
     squares: dict[str, Tensor]
     """Second moments by weight; none before the first step."""
 
@@ -49,6 +52,11 @@ def save_state(path: Path, state: State) -> None:
     tensors = {
         f"weight {name}": value.detach().float().cpu().contiguous() for name, value in state.weights.items()
     }
+    for name, value in state.mean.items():
+        off = value.detach().float().cpu() - tensors[f"weight {name}"]
+        scale = off.abs().max().clamp(min=1e-30) / 127
+        tensors[f"mean {name}"] = (off / scale).round().to(torch.int8)
+        tensors[f"scale {name}"] = scale
     tensors |= {f"square {name}": _to_8_bits(value.cpu()) for name, value in state.squares.items()}
     about = {"step": state.step, "seconds": state.seconds, "settings": state.settings}
     raw = save_tensors(tensors, {"about": json.dumps(about)})
@@ -65,11 +73,15 @@ def load_state(path: Path) -> State:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        weights = {name[7:]: value for name, value in tensors.items() if name.startswith("weight ")}
+        mean = {
+            name: value + tensors[f"mean {name}"] * tensors[f"scale {name}"]
+            for name, value in weights.items()
+        }
     except Exception as error:
         raise BadInputError(f"{path}: not the state of a training run: {error}") from error
-    weights = {name[7:]: value for name, value in tensors.items() if name.startswith("weight ")}
     squares = {name[7:]: _from_8_bits(value) for name, value in tensors.items() if name.startswith("square ")}
-    return State(about["step"], about["seconds"], about["settings"], weights, squares)
+    return State(about["step"], about["seconds"], about["settings"], weights, mean, squares)
 
 
 def _to_8_bits(values: Tensor) -> Tensor:

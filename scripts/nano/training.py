@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nano.ahead import drawn_ahead
 from nano.examples import IGNORED, LEFT_PAD, Examples, Plan
@@ -44,6 +45,8 @@ class Settings:
     seed: int = 0
     phones: float = 0.15
     """How much hearing phones counts beside writing words."""
+    averaged: float = 0.9997
+    """How much of the mean of all weights so far remains at each step; the model is that mean."""
     rounded: float = 0.5
     """From which share of the steps on, every second one has weights as Q4_0 will hold them."""
     smoke: bool = False
@@ -51,7 +54,16 @@ class Settings:
 
 
 SMOKE_SETTINGS = Settings(
-    steps=200, batch=8, tokens=66, rate=4e-3, warm_steps=20, decay=0.0, dropout=0.0, rounded=1.0, smoke=True
+    steps=200,
+    batch=8,
+    tokens=66,
+    rate=4e-3,
+    warm_steps=20,
+    decay=0.0,
+    dropout=0.0,
+    averaged=0.9,
+    rounded=1.0,
+    smoke=True,
 )
 
 
@@ -88,9 +100,10 @@ class Run:
             weights = new_weights(self._config, settings.seed, len(pack.phones))
             if begin is not None:
                 weights |= load_model(begin, weights)
-            state = State(0, 0.0, asdict(settings), weights, {})
+            state = State(0, 0.0, asdict(settings), weights, weights, {})
         self.step, self._seconds = state.step, state.seconds
         self._weights = {name: value.to(device).requires_grad_() for name, value in state.weights.items()}
+        self._mean = {name: value.detach().to(device, copy=True) for name, value in state.mean.items()}
         self._optimizer = self._new_optimizer(state)
         self._front = Front(self._config.audio, device)
         self._masks = Masks(self._config.audio, device)
@@ -125,7 +138,7 @@ class Run:
                 break
         self._score()
         self._keep()
-        write_model(self._folder / "model", self._config, self._weights)
+        write_model(self._folder / "model", self._config, self._mean)
 
     def _learn(self, plan: Plan) -> Tensor:
         """Take one step; the losses, of words and of phones, stay on the device, so that nothing waits for them."""
@@ -136,18 +149,21 @@ class Run:
         torch.nn.utils.clip_grad_norm_(list(self._weights.values()), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        # The first weights say little: the mean reaches no farther back than some nine tenths of the way.
+        kept = min(self._settings.averaged, (self.step + 1) / (self.step + 10))
+        get_ema_multi_avg_fn(kept)(list(self._mean.values()), list(self._weights.values()), None)
         return torch.stack((words.detach(), phones.detach()))
 
     def _losses(self, plan: Plan) -> tuple[Tensor, Tensor]:
         tokens, targets, delays, spelt, phones = (
-            torch.from_numpy(part).to(self._device)
+            torch.from_numpy(part).to(self._device, non_blocking=True)
             for part in (plan.tokens, plan.targets, plan.delays, plan.spelt, plan.phones)
         )
         seed = hash((self._settings.seed, self.step)) & 0x7FFFFFFF
         with torch.no_grad():
             mel = self._front(self._sounds(plan, seed)) if self._settings.smoke else self._mixed(plan, seed)
         torch.manual_seed(seed + 2)  # of dropout
-        packed = torch.tensor(float(self._is_rounded()), device=self._device)
+        packed = torch.full((), float(self._is_rounded()), device=self._device)
         written, heard = self._answer(self._weights, packed, mel, tokens, targets, delays)
         return written, phones_loss(heard[spelt], phones, torch.from_numpy(plan.n_phones))
 
@@ -155,7 +171,7 @@ class Run:
         """Return the mel of a batch whose speakers are partly between two, with all that disturbs."""
         own, theirs = self._front(torch.cat(self._sounds.with_partners(plan, seed))).chunk(2)
         mel = torch.lerp(own, theirs, self._sounds.shares(plan, self._config.audio.hop_samples)[:, :, None])
-        return self._masks(mel, torch.from_numpy(plan.paces).to(self._device), seed + 1)
+        return self._masks(mel, torch.from_numpy(plan.paces).to(self._device, non_blocking=True), seed + 1)
 
     def _answers(
         self, exact: Weights, packed: Tensor, mel: Tensor, tokens: Tensor, targets: Tensor, delays: Tensor
@@ -174,12 +190,12 @@ class Run:
         return self.step % 2 == 1 and self.step >= self._settings.rounded * self._settings.steps
 
     def _rate(self) -> float:
-        """Return the learning rate of this step: a warm start, then half a cosine to almost nothing."""
+        """Return the learning rate of this step: a warm start, then half a cosine to a twentieth."""
         s = self._settings
         if self.step < s.warm_steps:
             return s.rate * (self.step + 1) / s.warm_steps
         through = (self.step - s.warm_steps) / max(1, s.steps - s.warm_steps)
-        return s.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, through))))
+        return s.rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, through))))
 
     def _new_optimizer(self, state: State) -> torch.optim.AdamW:
         matrices = [
@@ -212,13 +228,13 @@ class Run:
         if self._settings.smoke:
             scores = {"by heart": self._by_heart()}
         else:
-            scores = dev_scores(self._weights, self._config, self._pack, self._device)
+            scores = dev_scores(self._mean, self._config, self._pack, self._device)
         self._tell({"dev": scores})
 
     def _by_heart(self) -> dict[str, float]:
         plan = self._examples.plan(0)
         delays = torch.from_numpy(plan.delays).to(self._device)
-        heard = answer(self._weights, self._config, self._sounds(plan, 0), delays).cpu()
+        heard = answer(self._mean, self._config, self._sounds(plan, 0), delays).cpu()
         errors = words = 0
         for row, delay in enumerate(plan.delays.tolist()):
             said = words_of(plan.targets[row, LEFT_PAD + delay :].tolist())
@@ -232,7 +248,7 @@ class Run:
             for name, value in self._weights.items()
             if value in self._optimizer.state
         }
-        state = State(self.step, self._seconds, asdict(self._settings), self._weights, squares)
+        state = State(self.step, self._seconds, asdict(self._settings), self._weights, self._mean, squares)
         save_state(self._state_file, state)
 
     def _tell(self, what: dict[str, Any]) -> None:

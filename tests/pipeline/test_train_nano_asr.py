@@ -144,11 +144,14 @@ def test_a_run_begins_with_a_model(tmp_path: Path, packed: Path) -> None:
 def test_a_state_is_kept(tmp_path: Path) -> None:
     weights = new_weights(SMOKE, 0)
     squares = {name: torch.rand(value.shape) ** 8 * 1e-3 for name, value in weights.items()}
-    save_state(tmp_path / "state", State(7, 1.5, {"seed": 0}, weights, squares))
+    mean = {name: value + 1e-3 * torch.randn(value.shape) for name, value in weights.items()}
+    save_state(tmp_path / "state", State(7, 1.5, {"seed": 0}, weights, mean, squares))
     found = load_state(tmp_path / "state")
     assert (found.step, found.seconds, found.settings) == (7, 1.5, {"seed": 0})
     for name, value in weights.items():
         assert torch.equal(found.weights[name], value)
+        most = (mean[name] - value).abs().max()
+        assert (found.mean[name] - mean[name]).abs().max() < most / 200
         assert torch.allclose(found.squares[name], squares[name], rtol=0.1, atol=1e-17)
     (tmp_path / "state").write_bytes(b"no state")
     with pytest.raises(BadInputError, match="not the state"):
