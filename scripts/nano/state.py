@@ -107,19 +107,28 @@ def write_model(out_dir: Path, config: AsrConfig, weights: dict[str, Tensor]) ->
         write_vocabulary(out_dir / "tekken.json", config.audio)
 
 
-def load_model(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read the weights of a model as `write_model` writes it, float32; the shapes are those of `like`.
+def load_beginning(folder: Path, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read what another training begins with: weights float32 with the shapes of `like`, and second moments.
+
+    Of a model as `write_model` writes it there are only the weights of the commands: neither what hears phones, whose
+    loss is large then for something else than words, nor second moments, without which Adam's first steps harm what
+    has been learnt.  Of a run there is all.
 
     Raises:
         BadInputError: it is none, or of another size.
     """
-    path = folder / "consolidated.safetensors"
-    try:
-        with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except Exception as error:
-        raise BadInputError(f"{path}: not a model: {error}") from error
+    path, squares = folder / "state.safetensors", {}
+    if path.exists():
+        state = load_state(path)
+        weights, squares = state.mean, state.squares
+    else:
+        path = folder / "consolidated.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except Exception as error:
+            raise BadInputError(f"{path}: not a model: {error}") from error
     for name, value in weights.items():
         if name not in like or value.shape != like[name].shape:
             raise BadInputError(f"{path}: {name} {list(value.shape)} is no weight of a model of this size")
-    return weights
+    return weights, squares

@@ -25,7 +25,7 @@ from nano.pack import Pack
 from nano.rounding import rounded
 from nano.size import NANO, SMOKE
 from nano.sounds import Sounds
-from nano.state import State, load_model, load_state, save_state, write_model
+from nano.state import State, load_beginning, load_state, save_state, write_model
 from voxtral_pipes.errors import BadInputError
 
 
@@ -83,7 +83,7 @@ class Run:
     def __init__(
         self, folder: Path, pack: Pack, settings: Settings, device: torch.device, begin: Path | None = None
     ) -> None:
-        """Go on with what is in the folder; a new run takes the weights of the model in `begin`, if any.
+        """Go on with what is in the folder; a new run takes the weights of `begin`, a model or a run, if any.
 
         Raises:
             BadInputError: state or model cannot be used.
@@ -97,10 +97,11 @@ class Run:
             if state.settings != asdict(settings):
                 raise BadInputError(f"{self._state_file} is of a run with other settings: {state.settings}")
         else:
-            weights = new_weights(self._config, settings.seed, len(pack.phones))
+            weights, squares = new_weights(self._config, settings.seed, len(pack.phones)), {}
             if begin is not None:
-                weights |= load_model(begin, weights)
-            state = State(0, 0.0, asdict(settings), weights, weights, {})
+                begun, squares = load_beginning(begin, weights)
+                weights |= begun
+            state = State(0, 0.0, asdict(settings), weights, weights, squares)
         self.step, self._seconds = state.step, state.seconds
         self._weights = {name: value.to(device).requires_grad_() for name, value in state.weights.items()}
         self._mean = {name: value.detach().to(device, copy=True) for name, value in state.mean.items()}

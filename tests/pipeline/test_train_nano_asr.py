@@ -11,12 +11,12 @@ import pytest
 import soundfile
 import torch
 from nano.examples import LEFT_PAD, TOKEN_SAMPLES, WORD, Examples, trimmed
-from nano.forward import new_weights
+from nano.forward import PHONES, new_weights
 from nano.listening import dev_scores, padded, word_errors, words_of
 from nano.pack import KIND, Pack, Utterance, encode_opus, read_pack, write_pack
 from nano.size import NANO, SMOKE
 from nano.sounds import Sounds, hiss
-from nano.state import State, load_state, save_state
+from nano.state import State, load_beginning, load_state, save_state
 from nano.training import SMOKE_SETTINGS
 from nano.words import DIGITS
 from processes import ROOT, script, script_runs, shell
@@ -111,23 +111,14 @@ def test_the_real_size_takes_a_step(tmp_path: Path, packed: Path) -> None:
     assert (tmp_path / "run" / "model" / "consolidated.safetensors").stat().st_size < 6 << 20
 
 
-def test_a_run_begins_with_a_model(tmp_path: Path, packed: Path) -> None:
+def test_a_run_begins_with_a_model_or_a_run(tmp_path: Path, packed: Path) -> None:
     """The embedded one: before anything is learnt it is that model; one of another size is refused."""
     model = ROOT / "voxtral_pipes" / "nano" / "asr"
-    arguments = (
-        "--device",
-        "cpu",
-        "--steps",
-        "1",
-        "--batch",
-        "1",
-        "--log-steps",
-        "1",
-        "--workers",
-        "1",
-        "--rate",
-        "0",
+    name, little = (
+        "consolidated.safetensors",
+        "--device cpu --steps 1 --batch 1 --log-steps 1 --workers 1 --rate 0",
     )
+    arguments = little.split()
     done, small, none = script_runs(
         "train-nano-asr",
         ("--from", model, *arguments, packed, tmp_path / "run"),
@@ -135,10 +126,14 @@ def test_a_run_begins_with_a_model(tmp_path: Path, packed: Path) -> None:
         ("--from", tmp_path, *arguments, packed, tmp_path / "none"),
     )
     assert done.returncode == 0, done.stderr
-    name = "consolidated.safetensors"
     assert (tmp_path / "run" / "model" / name).read_bytes() == (model / name).read_bytes()
     assert small.returncode == 1 and "is no weight of a model of this size" in small.stderr
     assert none.returncode == 1 and "not a model" in none.stderr
+    state = load_state(tmp_path / "run" / "state.safetensors")
+    weights, squares = load_beginning(tmp_path / "run", state.weights)
+    assert weights.keys() == state.weights.keys() and f"{PHONES}.weight" in weights and squares
+    assert all(torch.equal(weights[key], value) for key, value in state.mean.items())
+    assert load_beginning(model, state.weights)[1] == {}
 
 
 def test_a_state_is_kept(tmp_path: Path) -> None:
@@ -262,6 +257,21 @@ def test_a_trimmer_takes_what_is_quiet() -> None:
     assert starts == {1600, 3200} and ends == {6400, 8000, 9600}
     silent = trimmed(one, np.zeros(9600, np.int16), np.random.default_rng(0))
     assert silent == one and trimmed(replace(one, ends=None), sound, np.random.default_rng(0)).ends is None
+
+
+@pytest.mark.parametrize(("last", "ends"), [(900, {6400, 9600, 11200}), (6000, {9600, 11200})])
+def test_a_trimmer_loses_what_comes_after_a_stop(last: int, ends: set[int]) -> None:
+    """A vowel, silence and a quieter sound: the end of "six", or, where it is louder, another syllable."""
+    levels = np.repeat([0, 9000, 9000, 0, 0, last, 0], 1600)
+    sound = (levels * np.sin(np.arange(len(levels)))).astype(np.int16)
+    one = Utterance("a", 50, len(sound), "six", (9600,), "me", "train", "test", "CC0", "digit")
+    seen = set()
+    for seed in range(100):
+        cut = trimmed(one, sound, np.random.default_rng(seed))
+        assert cut.at == 1650 and cut.ends is not None and cut.ends[0] <= cut.samples
+        end = cut.at - one.at + cut.samples
+        seen.add(6400 if 4800 <= end < 4800 + 70 * 16 else end)
+    assert seen == ends
 
 
 def test_a_pack_without_words_cannot_train(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""vx-codec: codes on stdin, sound on stdout.  Latency: none on the CPU, up to three rows on CUDA."""
+"""vx-codec: codes on stdin, sound on stdout.  Latency: none on the CPU, up to seven rows on CUDA."""
 
 from __future__ import annotations
 

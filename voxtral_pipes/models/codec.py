@@ -35,7 +35,7 @@ from voxtral_pipes.models.tts_shapes import (
 USAGE_FLOOR = 1e-5
 TOGETHER = (1, 2, 4, 8)
 """Frames of a step that is worth a graph of its own."""
-MOST_TOGETHER = 4
+MOST_TOGETHER = 8
 """Frames of a step on CUDA at most: one alone is bound by launches and by reading the weights, not by arithmetic."""
 
 

@@ -3,7 +3,7 @@
 Carried for each stream: the state of the codec (tts.md section 10) and, on CUDA, the rows that wait for a step of a few
 (`frames_together`).  How many rows a step takes follows from their position alone, however they are cut into frames, so
 that rounding does not depend on the cutting; only the last rows of a stream go by smaller steps.
-Latency: none on the CPU; on CUDA none for the first rows, then up to that of three rows.
+Latency: none on the CPU; on CUDA none for the first rows, then up to that of seven rows.
 """
 
 from __future__ import annotations
