@@ -5,9 +5,10 @@ The interpreter computes in float16, since its bfloat16 is not to be trusted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from types import FunctionType
 
 import pytest
 import torch
@@ -43,6 +44,34 @@ Shapes = Sequence[tuple[int | str, ...]]
 def odd_and(odd: Shapes, published: Shapes) -> Shapes:
     """Return the shapes to test: the published ones would take the interpreter minutes."""
     return [*odd, *published] if ON_DEVICE else odd
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_idle_work() -> Iterator[None]:
+    """Leave out what the interpreter does in vain, half of its time.
+
+    It prepares triton.language for each function that a kernel calls, not just once a launch, and computes whether
+    integers overflow, which it would tell in debug mode only.
+    """
+    if ON_DEVICE:
+        yield
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    prepare, options = interpreter._patch_lang, interpreter.interpreter_builder.options
+    assert not options.debug
+
+    def prepare_once(kernel: FunctionType) -> object:
+        seen = [module for module in (language, language.core) if module in kernel.__globals__.values()]
+        if any(language.core.is_builtin(module.load) for module in seen):
+            return prepare(kernel)
+        return interpreter._LangPatchScope()  # nothing to take back
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", prepare_once)
+        patch.setattr(interpreter.interpreter_builder, "options", replace(options, sanitize_overflow=False))
+        yield
 
 
 @pytest.fixture
