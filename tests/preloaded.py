@@ -4,7 +4,8 @@ Each is a process with its own files, environment and folder, in which the scrip
 line; only torch is there already, and is not taken apart at the end.  `run_preloaded` runs one to its end.  In a pipe
 PATH leads to small programs that hand all they were given to such a fork, wait, and end as it ends.
 
-Where it matters how a command starts, what its imports bring, or which process a signal finds, real ones are started.
+Where it matters how a command starts, what its imports bring, which process a signal finds, or under which limits it
+runs, real ones are started.
 Imported by name, not collected.
 """
 
@@ -236,8 +237,13 @@ def run_preloaded(
 
 
 def script_preloaded(name: str, *arguments: str | int | Path) -> subprocess.CompletedProcess[str]:
-    """Run a script of the checkout as `script` does, it and its commands preloaded."""
+    """Run a script of the checkout, it and its commands preloaded; no traceback may ever show."""
     done = run_preloaded(ROOT / "scripts" / name, arguments, environment(PATH=path_preloaded()))
     out, err = done.stdout.decode(), done.stderr.decode()
     assert "Traceback" not in err, err
     return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+
+def scripts_preloaded(name: str, *runs: Sequence[str | int | Path]) -> list[subprocess.CompletedProcess[str]]:
+    """Run a script several times, one after the other."""
+    return [script_preloaded(name, *run) for run in runs]
