@@ -34,7 +34,7 @@ SERVER = """
 import atexit, fcntl, gc, marshal, os, runpy, select, signal, socket, sys, threading
 import torch
 
-gc.freeze()  # or each fork copies all that is there when it ends
+gc.freeze()  # or each fork copies all that is there when it collects
 alive, listening = int(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
 running = {}  # who asked, and the process, by the descriptor that tells of its end
 
