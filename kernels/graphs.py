@@ -27,10 +27,10 @@ ALIGNED = 256
 def recording(
     graph: torch.cuda.CUDAGraph,
     *,
-    pool: tuple[int, int] | None = None,
+    beside: torch.cuda.CUDAGraph | None = None,
     stream: torch.cuda.Stream | None = None,
 ) -> Iterator[None]:
-    """Record into a graph what is launched meanwhile, which begins and ends with nothing else on the device.
+    """Record into a graph what is launched meanwhile; its memory is that of the one `beside` it, if any.
 
     Cycles of objects are not collected in that time: pinned memory or a graph that dies in one of them asks the driver
     for what is not allowed during a recording, which ends the process.
@@ -38,7 +38,7 @@ def recording(
     collects = gc.isenabled()
     gc.disable()
     try:
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
+        with torch.cuda.graph(graph, pool=beside.pool() if beside else None, stream=stream):
             yield
     finally:
         if collects:
@@ -154,11 +154,11 @@ class Replayed:
         self, device: torch.device, inputs: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype
     ) -> _Captured:
         """Record one call, whose result is of that shape and dtype; recording computes nothing."""
-        pool = next((known.graph.pool() for known in self._captured.values()), None)
+        beside = next((known.graph for known in self._captured.values()), None)
         placed = _Inputs(device, inputs)
         host = torch.empty(shape, dtype=dtype, pin_memory=True) if self._to_host else None
         graph = torch.cuda.CUDAGraph()
-        with recording(graph, pool=pool):
+        with recording(graph, beside=beside):
             placed.copy()
             output = self._function(*placed.given)
             if host is not None:

@@ -1,8 +1,12 @@
-"""Imported first by the scripts here: they run in the checkout's own environment, whichever python3 started them."""
+"""Imported first by the scripts here: they run in the checkout's own environment, whichever python3 started them.
+
+Where no commands are on PATH, those of that environment are.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,3 +19,8 @@ if find_spec("voxtral_pipes") is None:
         sys.exit(1)  # it has said why
     python = ROOT / ".venv" / "bin" / "python"
     os.execv(python, [str(python), *sys.argv])
+
+if shutil.which("vx-mel") is None:
+    os.environ["PATH"] = os.pathsep.join(
+        filter(None, (str(Path(sys.executable).parent), os.environ.get("PATH")))
+    )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from voxtral_pipes.formats.frame import Frame, FrameReader
@@ -51,47 +49,6 @@ def command(
     )  # fmt: skip
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     return done
-
-
-def script(name: str, *arguments: str | int | Path) -> subprocess.CompletedProcess[str]:
-    """Run a script of the checkout in the interpreter of the tests; no traceback may ever show."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / name, *map(str, arguments)], capture_output=True, text=True,
-        timeout=WAIT_S, env=environment(), check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-SEVERAL = """
-import contextlib, io, json, runpy, sys
-script, *runs = json.loads(sys.argv[1])
-sys.path[0] = script.rpartition("/")[0]
-ended = []
-for arguments in runs:
-    sys.argv = [script, *arguments]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            runpy.run_path(script, run_name="__main__")
-            status = 0
-        except SystemExit as end:
-            status = end.code
-    ended.append([arguments, status or 0, out.getvalue(), err.getvalue()])
-print(json.dumps(ended))
-"""
-
-
-def script_runs(name: str, *runs: Sequence[str | int | Path]) -> list[subprocess.CompletedProcess[str]]:
-    """Run a script several times in one interpreter, which imports torch once; return how each run ended."""
-    given = [str(ROOT / "scripts" / name), *([str(argument) for argument in run] for run in runs)]
-    done = subprocess.run(
-        [sys.executable, "-c", SEVERAL, json.dumps(given)], capture_output=True, text=True, timeout=WAIT_S,
-        env=environment(), check=False,
-    )  # fmt: skip
-    # Whatever is no regular end is one of the interpreter itself.
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return [subprocess.CompletedProcess(*ended) for ended in json.loads(done.stdout)]
 
 
 COMMAND = """#!{python}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from preloaded import script_preloaded
 
 from voxtral_pipes.formats.locate import ModelFiles, files_at
 from voxtral_pipes.models.checkpoint import AsrCheckpoint, TtsCheckpoint
@@ -15,16 +16,13 @@ from voxtral_pipes.models.quantize import quantize
 from voxtral_pipes.models.quantize_errors import TensorError, tensor_errors
 
 TESTS = str(Path(__file__).parent)
-SCRIPT = Path(__file__).parents[1] / "scripts" / "quantize"
 KINDS: tuple[Packing, ...] = ("q4_0", "q8_0")
 WEIGHTS = 3000
 """In a piece, so that even tensors of small models come in several."""
 
 
-def run(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, SCRIPT, *args], capture_output=True, text=True, timeout=60, **options
-    )
+def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return script_preloaded("quantize", *args)
 
 
 def opened(source: Path, kind: Packing = "q4_0") -> tuple[ModelFiles, DenseRows, GgufLayout]:

@@ -97,7 +97,8 @@ class Run:
             if state.settings != asdict(settings):
                 raise BadInputError(f"{self._state_file} is of a run with other settings: {state.settings}")
         else:
-            weights, squares = new_weights(self._config, settings.seed, len(pack.phones)), {}
+            weights = new_weights(self._config, settings.seed, len(pack.phones))
+            squares: dict[str, Tensor] = {}
             if begin is not None:
                 begun, squares = load_beginning(begin, weights)
                 weights |= begun

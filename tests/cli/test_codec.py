@@ -9,7 +9,6 @@ import pty
 import signal
 import struct
 import subprocess
-import sys
 import threading
 import time
 import wave
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from code_streams import Codes, cut, end_row, hello, many, one_by_one, pipe, sound, spoken, wire
-from preloaded import run_preloaded
+from preloaded import path_preloaded, run_preloaded
 from processes import WAIT_S, command, environment
 
 from voxtral_pipes.errors import BadInputError
@@ -178,12 +177,17 @@ sys.exit(main())
 @pytest.mark.parametrize("together", [1, 4])
 @pytest.mark.parametrize("ended", [True, False], ids=["by the model", "by --max-frames"])
 def test_the_last_sound_of_an_utterance_leaves_while_the_pipe_stays_open(
-    together: int, ended: bool, model: Path
+    together: int, ended: bool, model: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "vx-codec").write_text(GROUPING.format(together=together))
+    variables = environment(VX_TTS_MODEL=str(model), VX_DEVICE="cpu", PATH=path_preloaded(tmp_path))
     process = subprocess.Popen(
-        [sys.executable, "-c", GROUPING.format(together=together), "--format", "raw"], bufsize=0,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(VX_TTS_MODEL=str(model), VX_DEVICE="cpu"),
-    )  # fmt: skip
+        ["vx-codec", "--format", "raw"],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=variables,
+    )
     impatient = threading.Timer(WAIT_S, process.kill)
     impatient.start()
     outgoing = Outgoing("vx-flow")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from id_streams import cut, pipe
+from preloaded import path_preloaded
 from processes import CLIPS, frames, shell
 
 from voxtral_pipes.formats.frame import encode
@@ -33,10 +34,10 @@ def about_models(stderr: bytes) -> list[str]:
 def test_each_command_says_so_and_works(
     line: str, variable: str, told: set[str], with_nano: str, tmp_path: Path
 ) -> None:
+    path = path_preloaded(Path(with_nano.partition(":")[0]), with_nano)
+
     def run(options: str, **more: str) -> subprocess.CompletedProcess[bytes]:
-        return shell(
-            line.format(options), None, None, None, PATH=with_nano, XDG_CACHE_HOME=str(tmp_path), **more
-        )
+        return shell(line.format(options), None, None, None, PATH=path, XDG_CACHE_HOME=str(tmp_path), **more)
 
     done = run("")
     said = f"warning: no model is named: {LIMITS[variable]}; name another with -m PATH or ${variable}"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from asr_models import joined, pipe_of, rows_as_frames, settings
-from preloaded import run_preloaded
-from processes import CLIPS, WAIT_S, command, environment, frames, shell
+from preloaded import run_preloaded, shell_preloaded
+from processes import CLIPS, WAIT_S, command, environment, frames
 
 from voxtral_pipes.formats.frame import Frame, encode
 from voxtral_pipes.formats.safetensors import SafetensorsFile
@@ -149,7 +149,7 @@ def test_bf16_travels_as_bf16_and_is_decoded(tiny_model: Path, tmp_path: Path) -
         f"vx-mel {CLIPS / 'tt-weasels.wav'} | vx-encode --dtype bf16 --chunk-ms 160 | tee emb.vx "
         "| vx-decode --dtype bf16 --logprobs"
     )
-    done = shell(line, tiny_model, cwd=tmp_path)
+    done = shell_preloaded(line, tiny_model, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")
     embeds = frames((tmp_path / "emb.vx").read_bytes())
     assert embeds[0].fields["out"]["embeds"] == {"d": "bf16", "h": [-1, 128]}

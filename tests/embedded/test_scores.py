@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import ROOT, script
+from preloaded import script_preloaded
+from processes import ROOT
 
 DATA = ROOT.parent / "shared" / "data" / "digits" / "manifest.tsv"
 STRINGS = "digits-mixed-speakers,words"
@@ -21,7 +22,7 @@ TEXTS = (
 
 
 def report(name: str, *arguments: str | int | Path) -> dict[str, Any]:
-    done = script(name, *arguments, "--device", "cpu", "--json", "--jobs", 1)
+    done = script_preloaded(name, *arguments, "--device", "cpu", "--json", "--jobs", 1)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

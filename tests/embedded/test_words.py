@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from preloaded import shell_preloaded
 from processes import WAIT_S, environment, shell
 from spoken import DIGITS, RATE_HZ, said, wav
 
@@ -22,14 +23,16 @@ PIPE = "vx-mel {mel} | vx-encode -q {heavy} | vx-decode -q {heavy} | vx-detok -q
 
 def heard(sound: bytes, mel: str = "", heavy: str = "", light: str = "", kernels: str = "auto") -> list[str]:
     """Transcribe a WAV file; return the words."""
-    done = shell(PIPE.format(mel=mel, heavy=heavy, light=light), data=sound, VX_KERNELS=kernels)
+    done = shell_preloaded(PIPE.format(mel=mel, heavy=heavy, light=light), data=sound, VX_KERNELS=kernels)
     assert done.returncode == 0 and not done.stderr, done.stderr.decode()
     return done.stdout.decode().split()
 
 
 def timed(sound: bytes, delay_ms: int) -> tuple[list[str], list[int]]:
     """Return the words, and when each comes, in ms from the start of the audio."""
-    done = shell(PIPE.format(mel=f"--delay-ms {delay_ms}", heavy="", light="--format jsonl"), data=sound)
+    done = shell_preloaded(
+        PIPE.format(mel=f"--delay-ms {delay_ms}", heavy="", light="--format jsonl"), data=sound
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr.decode()
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     said = [row for row in rows if row["text"].strip()]
@@ -68,7 +71,7 @@ def said_of_noise(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         noise = np.random.default_rng(1).normal(0, 1, 30 * RATE_HZ) * rms
         (folder / f"{number}.wav").write_bytes(wav(np.clip(noise, -1, 1)))
     files = " ".join(f"{number}.wav" for number in range(len(RMS)))
-    done = shell(PIPE.format(mel=files, heavy="", light="--format jsonl"), cwd=folder)
+    done = shell_preloaded(PIPE.format(mel=files, heavy="", light="--format jsonl"), cwd=folder)
     assert done.returncode == 0 and not done.stderr, done.stderr.decode()
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     return ["".join(row["text"] for row in rows if row["stream"] == number) for number in range(len(RMS))]
@@ -128,14 +131,14 @@ def test_cutting_the_pipe_keeps_the_words(tmp_path: Path) -> None:
         assert process.communicate(timeout=WAIT_S)[0].decode().split() == TEXT.split()
     (tmp_path / "sound.wav").write_bytes(sound)
     line = "vx-mel sound.wav > mel && vx-encode -q < mel > embeds && vx-decode -q < embeds > ids && vx-detok -q < ids"
-    assert shell(line, cwd=tmp_path).stdout.decode().split() == TEXT.split()
+    assert shell_preloaded(line, cwd=tmp_path).stdout.decode().split() == TEXT.split()
 
 
 def test_streams_do_not_touch(tmp_path: Path) -> None:
     for name, text in (("a", TEXT), ("b", OTHER)):
         (tmp_path / f"{name}.wav").write_bytes(wav(said(text)))
     line = PIPE.format(mel="a.wav b.wav a.wav", heavy="", light="")
-    assert shell(line, cwd=tmp_path).stdout.decode().splitlines() == [TEXT, OTHER, TEXT]
+    assert shell_preloaded(line, cwd=tmp_path).stdout.decode().splitlines() == [TEXT, OTHER, TEXT]
 
 
 def test_the_padding_is_what_it_was_trained_with() -> None:

@@ -1,24 +1,17 @@
 """scripts/bench on tiny models and the CPU: it runs and says all that it should; the figures are what they are."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 from benchmarks.products import Products, seconds_of
-from processes import ROOT, WAIT_S, environment
+from preloaded import run_preloaded
+from processes import ROOT, environment
 
 
 def bench(*arguments: str) -> dict[str, dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "bench", *arguments, "--device", "cpu", "--json"],
-        capture_output=True,
-        timeout=WAIT_S,
-        env=environment(),
-        check=False,
-    )
+    done = run_preloaded(ROOT / "scripts" / "bench", (*arguments, "--device", "cpu", "--json"), environment())
     assert done.returncode == 0, done.stderr.decode()
     sections: dict[str, dict[str, Any]] = json.loads(done.stdout)
     assert sections["machine"]["torch"]

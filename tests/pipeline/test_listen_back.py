@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from processes import environment, script, shell
+from preloaded import path_preloaded, script_preloaded, shell_preloaded
 from scoring.score import compare, normaliser
 from scoring.speech import Manner, speak
 
@@ -17,7 +17,7 @@ TEXTS = ("hello there", "the sky is blue", "one two three")
 
 
 def listen(*arguments: str | int | Path) -> subprocess.CompletedProcess[str]:
-    return script("listen-back", *arguments, "--device", "cpu")
+    return script_preloaded("listen-back", *arguments, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes started here find the commands and no model of the user's."""
-    monkeypatch.setenv("PATH", environment()["PATH"])
+    monkeypatch.setenv("PATH", path_preloaded())
     monkeypatch.delenv("VX_TTS_MODEL", raising=False)
 
 
@@ -72,12 +72,12 @@ def test_what_our_own_judge_hears(tmp_path: Path, said: Path, tiny_model: Path, 
     line = 'vx-tokenize -q -m "$0" | vx-backbone -q -m "$0" --device cpu --voice de_male --max-frames 15 | '
     line += 'vx-flow -q -m "$0" --device cpu -n 2 --seed 7 | vx-codec -q -m "$0" --device cpu --out-dir alone'
     lines = "".join(f"{row['said']}\n" for row in pair)
-    shell(line.replace("$0", str(tiny_tts_model)), data=lines.encode(), cwd=tmp_path)
+    shell_preloaded(line.replace("$0", str(tiny_tts_model)), data=lines.encode(), cwd=tmp_path)
     for stream, row in enumerate(pair):
         alone = soundfile.read(tmp_path / "alone" / f"{stream:05}.wav")[0]
         assert (alone == soundfile.read(kept / "de_male" / f"{row['number']:05}.wav")[0]).all()
     line = "vx-mel -q alone/00000.wav | vx-encode -q --device cpu | vx-decode -q --device cpu | vx-detok -q"
-    assert shell(line, tiny_model, cwd=tmp_path).stdout.decode().strip() == pair[0]["heard"]
+    assert shell_preloaded(line, tiny_model, cwd=tmp_path).stdout.decode().strip() == pair[0]["heard"]
     table = (kept / "manifest.tsv").read_text().splitlines()
     assert len(table) == 13 and table[2] == "casual_male/00001.wav\tcasual_male\tsentences\tthe sky is blue"
     assert [(one["speaker"], one["kind"], one["times_baseline"] is None) for one in report["sums"]] == [

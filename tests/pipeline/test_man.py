@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from code_streams import sound, spoken
+from preloaded import path_preloaded
 
 from voxtral_pipes.formats.frame import ITEM_BYTES, KINDS, Frame, FrameReader
 from voxtral_pipes.models.random_model import make_tts_model, tiny_tts_config
@@ -78,8 +79,7 @@ def world(tiny_model: Path, tiny_tts_model: Path, tmp_path_factory: pytest.TempP
     for name, script in (("arecord", ARECORD), ("aplay", APLAY)):
         (root / "bin" / name).write_text(script)
         (root / "bin" / name).chmod(0o755)
-    # Commands of this checkout, by the interpreter that runs the tests.
-    path = f"{root / 'bin'}:{Path(sys.executable).parent}:{ROOT / 'bin'}:{os.environ['PATH']}"
+    path = f"{root / 'bin'}:{path_preloaded()}"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VX_")}
     return {
         **clean,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soxr
 from asr_models import ids_of, joined
-from preloaded import run_preloaded
+from preloaded import run_preloaded, shell_preloaded
 from processes import CLIPS, WAIT_S, environment, frames, shell
 
 CLIP = CLIPS / "tt-weasels.wav"
@@ -42,7 +42,7 @@ def teed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def text(tiny_model: Path, teed: Path) -> bytes:
     """What the pipe says of the clip; other tests compare with it."""
-    done = shell("vx-detok < ids.vx", tiny_model, cwd=teed)
+    done = shell_preloaded("vx-detok < ids.vx", tiny_model, cwd=teed)
     assert done.returncode == 0 and done.stderr == b""
     assert len(done.stdout.split()) > 2, "the random model says nothing, and the tests would prove nothing"
     return done.stdout
@@ -61,7 +61,7 @@ def test_a_recording_through_four_commands_and_tees(tiny_model: Path, teed: Path
     assert ids[0].meta["model"] == embeds[0].meta["model"]
     # Every saved stage can be replayed.
     for name, rest in (("mel", PIPE), ("emb", "vx-decode | vx-detok"), ("ids", "vx-detok")):
-        assert shell(f"cat {name}.vx | {rest}", tiny_model, cwd=teed).stdout == text
+        assert shell_preloaded(f"cat {name}.vx | {rest}", tiny_model, cwd=teed).stdout == text
 
 
 def test_the_same_speech_in_other_encodings(tiny_model: Path, text: bytes, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_same_speech_in_other_encodings(tiny_model: Path, text: bytes, tmp_p
         done = shell(f"vx-mel --raw {form}", data=data.tobytes())
         first = first or done.stdout
         assert (done.returncode, done.stdout) == (0, first), form
-    spoken = shell(PIPE, tiny_model, data=first)
+    spoken = shell_preloaded(PIPE, tiny_model, data=first)
     assert (spoken.returncode, spoken.stdout) == (0, text)
     names = []
     for rate in (8000, 44100, 48000):
@@ -89,7 +89,7 @@ def test_the_same_speech_in_other_encodings(tiny_model: Path, text: bytes, tmp_p
             file.setsampwidth(2)
             file.setframerate(rate)
             file.writeframes(soxr.resample(samples.astype(np.float32), 16000, rate).astype("<i2").tobytes())
-    done = shell("vx-mel " + " ".join(map(str, names)) + " | vx-encode | vx-decode", tiny_model)
+    done = shell_preloaded("vx-mel " + " ".join(map(str, names)) + " | vx-encode | vx-decode", tiny_model)
     assert done.returncode == 0
     for stream in range(3):
         assert 12 < len(ids_of(frames(done.stdout), stream)) <= -(-len(samples) // 1280) + 12
@@ -98,8 +98,8 @@ def test_the_same_speech_in_other_encodings(tiny_model: Path, text: bytes, tmp_p
 def test_several_files_are_several_streams(tiny_model: Path, text: bytes) -> None:
     """What each says alone, in their order; and one that cannot be read does not stop the others."""
     other = CLIPS / "vm-advopts.wav"
-    alone = shell(f"vx-mel {other} | {PIPE}", tiny_model).stdout
-    done = shell(f"vx-mel {CLIP} {other} /no/such.wav {CLIP} | {PIPE}", tiny_model)
+    alone = shell_preloaded(f"vx-mel {other} | {PIPE}", tiny_model).stdout
+    done = shell_preloaded(f"vx-mel {CLIP} {other} /no/such.wav {CLIP} | {PIPE}", tiny_model)
     assert done.returncode == 1
     assert done.stdout == text + alone + text
     assert done.stderr.count(b"\n") == 1 and b"vx-mel: /no/such.wav" in done.stderr
@@ -113,11 +113,11 @@ def test_two_pipes_interleaved_give_what_they_give_alone(tiny_model: Path, tmp_p
 
     names = [CLIP, CLIPS / "vm-advopts.wav"]
     mels = [frames(shell(f"vx-mel {name}").stdout) for name in names]
-    after = frames(shell("vx-mel {} {} | vx-encode | vx-decode".format(*names), tiny_model).stdout)
+    after = frames(shell_preloaded("vx-mel {} {} | vx-encode | vx-decode".format(*names), tiny_model).stdout)
     bodies = [[replace(f, stream=s) for f in mel if f.stream is not None] for s, mel in enumerate(mels)]
     mixed = [queue[i] for i in range(max(map(len, bodies))) for queue in bodies if i < len(queue)]
     data = b"".join(map(encode, [mels[0][0], *mixed, mels[0][-1]]))
-    both = frames(shell("vx-encode | vx-decode", tiny_model, data=data).stdout)
+    both = frames(shell_preloaded("vx-encode | vx-decode", tiny_model, data=data).stdout)
     for s in range(2):
         assert ids_of(both, s) == ids_of(after, s) != []
 
@@ -222,7 +222,7 @@ def test_a_reader_that_leaves_ends_everything_quietly(tiny_model: Path, tmp_path
 @pytest.mark.parametrize("command", ["vx-mel", "vx-encode", "vx-decode", "vx-detok"])
 def test_a_full_disk_is_an_error_of_one_line(command: str, tiny_model: Path, teed: Path) -> None:
     source = {"vx-mel": CLIP, "vx-encode": "mel.vx", "vx-decode": "emb.vx", "vx-detok": "ids.vx"}[command]
-    done = shell(f"{command} < {source} > /dev/full", tiny_model, cwd=teed)
+    done = shell_preloaded(f"{command} < {source} > /dev/full", tiny_model, cwd=teed)
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
     assert done.stderr.startswith(f"{command}: cannot write to stdout".encode())
@@ -242,7 +242,7 @@ def test_a_full_disk_is_an_error_of_one_line(command: str, tiny_model: Path, tee
 def test_an_error_is_one_line_where_it_arises_and_travels(
     line: str, behind: str, said: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    done = shell(
+    done = shell_preloaded(
         f"{line} | {behind} > out; status=(${{PIPESTATUS[*]}}); echo ${{status[*]}}", tiny_model, cwd=tmp_path
     )
     expected = [b"0" if part == "cat" else b"1" for part in behind.split(" | ")]
@@ -251,7 +251,7 @@ def test_an_error_is_one_line_where_it_arises_and_travels(
 
 
 def test_an_error_from_before_is_shown_under_v(tiny_model: Path) -> None:
-    done = shell("vx-mel /no/such.wav | vx-encode -v", tiny_model)
+    done = shell_preloaded("vx-mel /no/such.wav | vx-encode -v", tiny_model)
     assert done.returncode == 1
     assert b"vx-encode: vx-mel: /no/such.wav" in done.stderr
 
@@ -263,7 +263,7 @@ def test_no_model_says_how_to_name_one(tmp_path: Path, without_nano: str) -> Non
 
 
 def test_delay_and_padding_travel_in_the_open_frame(tiny_model: Path) -> None:
-    done = shell(f"vx-mel --delay-ms 960 --left-pad 20 {CLIP} | vx-encode | vx-decode", tiny_model)
+    done = shell_preloaded(f"vx-mel --delay-ms 960 --left-pad 20 {CLIP} | vx-encode | vx-decode", tiny_model)
     got = frames(done.stdout)
     opened = next(f for f in got if f.kind == "open")
     assert (opened.meta["delay_tokens"], opened.meta["prompt_tokens"]) == (12, 33)
@@ -294,6 +294,6 @@ def test_two_models_in_one_pipe_are_refused(teed: Path, tmp_path: Path) -> None:
     from voxtral_pipes.models.random_model import make_asr_model, tiny_config
 
     other = make_asr_model(tmp_path / "other", tiny_config(), seed=7)
-    done = shell(f"vx-decode -m {other} < emb.vx", cwd=teed)
+    done = shell_preloaded(f"vx-decode -m {other} < emb.vx", cwd=teed)
     assert done.returncode == 1
     assert b"another model" in done.stderr and done.stderr.count(b"\n") == 1

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from preloaded import path_preloaded
 from processes import WAIT_S, environment, frames, shell
 
 from voxtral_pipes.cli import edge
@@ -42,15 +43,19 @@ class Place:
         home = str(self.sockets)
         return {"VX_TTS_MODEL": str(self.model), "TMPDIR": home, "XDG_RUNTIME_DIR": home, **self.more}
 
-    def run(self, line: str, data: str | bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        self, line: str, data: str | bytes | None = None, *, real: bool = False
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a line to its end, its commands preloaded or, where their start or a signal matters, real ones."""
         given = data.encode() if isinstance(data, str) else data
-        return shell(line, None, given, self.files, **self.variables)
+        path = {} if real else {"PATH": path_preloaded()}
+        return shell(line, None, given, self.files, **path, **self.variables)
 
     def read(self, name: str) -> bytes:
         return (self.files / name).read_bytes()
 
     def begin(self, line: str) -> subprocess.Popen[bytes]:
-        """Start a line in a session of its own; what it is told on stdin comes from the test."""
+        """Start a line of real commands in a session of its own; what it is told on stdin comes from the test."""
         return subprocess.Popen(
             ["bash", "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             cwd=self.files, env=environment(None, **self.variables), start_new_session=True,
@@ -113,7 +118,8 @@ def samples(path: Path) -> int:
 
 def test_the_line_of_the_manual_as_typed(place: Place) -> None:
     done = place.run(
-        "echo hi | vx-tokenize | vx-backbone --voice casual_female | vx-flow -n 3 | vx-codec > out.wav"
+        "echo hi | vx-tokenize | vx-backbone --voice casual_female | vx-flow -n 3 | vx-codec > out.wav",
+        real=True,
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert samples(place.files / "out.wav") >= 1920
@@ -305,7 +311,8 @@ def test_an_interrupt_ends_all_after_the_current_frame_and_the_wav_is_whole(
 
 def test_a_reader_that_leaves_ends_everything_quietly(place: Place) -> None:
     done = place.run(
-        "yes hi | vx-tokenize | vx-backbone | vx-flow | vx-codec | head -c 20000 > /dev/null; echo ${PIPESTATUS[*]}"
+        "yes hi | vx-tokenize | vx-backbone | vx-flow | vx-codec | head -c 20000 > /dev/null; echo ${PIPESTATUS[*]}",
+        real=True,
     )
     assert done.stdout.split() == [b"141"] * 5 + [b"0"]
     assert done.stderr == b""
@@ -364,7 +371,7 @@ def without_torch(place: Place, tmp_path: Path) -> Place:
 
 
 def test_vx_backbone_says_hello_before_it_imports_torch(without_torch: Place) -> None:
-    done = without_torch.run("echo hi | vx-tokenize | vx-backbone")
+    done = without_torch.run("echo hi | vx-tokenize | vx-backbone", real=True)
     assert done.returncode == 1 and b"torch was imported" in done.stderr and done.stderr.count(b"\n") == 1
     sent = frames(done.stdout)
     assert [frame.kind for frame in sent] == ["hello", "error"]
@@ -381,7 +388,8 @@ def test_vx_flow_connects_before_it_looks_for_a_model_or_imports_torch(
     listener.start()
     out = {"hidden": {"d": "f32", "h": [-1, 128]}}
     fields = {"v": [1, 0], "by": "test", "out": out, "tb": 24000, "fb": dict(listener.announcement)}
-    done = without_torch.run(f"vx-flow {model}", encode(Frame("hello", fields=fields)) + encode(Frame("end")))
+    sent = encode(Frame("hello", fields=fields)) + encode(Frame("end"))
+    done = without_torch.run(f"vx-flow {model}", sent, real=True)
     assert done.returncode == 1 and said in done.stderr and done.stderr.count(b"\n") == 1
     listener.ready()
     with pytest.raises(BrokenPipeError):

@@ -19,8 +19,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from asr_models import ids_of, joined
-from preloaded import run_preloaded
-from processes import environment, frames, shell
+from preloaded import run_preloaded, shell_preloaded
+from processes import environment, frames
 from reference_models import half_split
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralModel
@@ -77,7 +77,7 @@ def speak(folder: Path, name: str) -> Spoken:
         f"echo '{TEXT}' | vx-tokenize | tee ids.vx | vx-backbone -q --voice {VOICE} --max-frames {FRAMES} "
         f"| tee hidden.vx | vx-flow {options} --noise noise.npy | tee codes.vx | vx-codec --format f32 > out.wav"
     )
-    done = shell(line, cwd=folder, VX_TTS_MODEL=str(home))
+    done = shell_preloaded(line, cwd=folder, VX_TTS_MODEL=str(home))
     assert (done.returncode, done.stderr) == (0, b"")
     return Spoken(home, config, steps, guidance, folder)
 
@@ -302,7 +302,7 @@ def test_bf16_runs_and_stays_near(odd: Spoken) -> None:
         "vx-backbone -q --dtype bf16 --voice casual_male --codes codes.vx --max-frames 2000000000 < ids.vx "
         "| tee hidden16.vx | vx-flow --dtype bf16 --noise noise.npy > codes16.vx; wait"
     )
-    done = shell(line, cwd=odd.folder, VX_TTS_MODEL=str(odd.home))
+    done = shell_preloaded(line, cwd=odd.folder, VX_TTS_MODEL=str(odd.home))
     assert (done.returncode, done.stderr) == (0, b"")
     hello = frames((odd.folder / "hidden16.vx").read_bytes())[0]
     assert hello.fields["out"]["hidden"] == {"d": "bf16", "h": [-1, 52]}

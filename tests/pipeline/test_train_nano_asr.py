@@ -19,7 +19,8 @@ from nano.sounds import Sounds, hiss
 from nano.state import State, load_beginning, load_state, save_state
 from nano.training import SMOKE_SETTINGS
 from nano.words import DIGITS
-from processes import ROOT, script, script_runs, shell
+from preloaded import script_preloaded, scripts_preloaded, shell_preloaded
+from processes import ROOT
 
 from voxtral_pipes.errors import BadInputError
 
@@ -41,7 +42,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "manifest.tsv").write_text("\n".join(rows) + "\n")
     path = folder / "nano.pack"
     voices = ("--voices", "2", "--foreign", "1", "--flite", "0")
-    done = script("pack-nano-asr", "-o", path, *voices, "--jobs", "1", folder / "manifest.tsv")
+    done = script_preloaded("pack-nano-asr", "-o", path, *voices, "--jobs", "1", folder / "manifest.tsv")
     assert done.returncode == 0, done.stderr
     return path
 
@@ -50,7 +51,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(packed: Path) -> Path:
     """A run on the CPU that learnt its batch by heart."""
     folder = packed.parent / "run"
-    done = script("train-nano-asr", "--smoke", "--seed", str(SEED), "--device", "cpu", packed, folder)
+    done = script_preloaded(
+        "train-nano-asr", "--smoke", "--seed", str(SEED), "--device", "cpu", packed, folder
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -72,7 +75,7 @@ def test_the_pipe_hears_what_was_learnt(tmp_path: Path, packed: Path, trained: P
     model = trained / "model"
     if packing == "q4_0":
         model = tmp_path / "packed" / "nano.gguf"
-        done = script("quantize", "asr", trained / "model", "-o", model)
+        done = script_preloaded("quantize", "asr", trained / "model", "-o", model)
         assert done.returncode == 0, done.stderr
     wordy = [row for row in range(settings.batch) if (plan.targets[row] == WORD).any()]
     for row in wordy[:2] if packing == "bf16" else wordy[:1]:
@@ -80,7 +83,7 @@ def test_the_pipe_hears_what_was_learnt(tmp_path: Path, packed: Path, trained: P
         audio = sound[row, LEFT_PAD * TOKEN_SAMPLES : (settings.tokens - delay - 11) * TOKEN_SAMPLES]
         soundfile.write(tmp_path / "a.wav", audio, 16000, subtype="FLOAT")
         line = f"vx-mel --delay-ms {80 * delay} a.wav | vx-encode --device cpu | vx-decode --device cpu | vx-detok"
-        done_pipe = shell(line, model, cwd=tmp_path)
+        done_pipe = shell_preloaded(line, model, cwd=tmp_path)
         assert done_pipe.returncode == 0, done_pipe.stderr.decode()
         if packing == "bf16":
             said = words_of(plan.targets[row, LEFT_PAD + delay :].tolist())
@@ -89,13 +92,13 @@ def test_the_pipe_hears_what_was_learnt(tmp_path: Path, packed: Path, trained: P
 
 def test_a_run_goes_on(tmp_path: Path, packed: Path) -> None:
     arguments = ("--device", "cpu", "--smoke", "--steps", "4", "--log-steps", "1", packed, tmp_path / "run")
-    first = script("train-nano-asr", "--minutes", "0", *arguments)
+    first = script_preloaded("train-nano-asr", "--minutes", "0", *arguments)
     assert first.returncode == 0 and "step 1 of 4: to be gone on with" in first.stderr, first.stderr
-    second = script("train-nano-asr", *arguments)
+    second = script_preloaded("train-nano-asr", *arguments)
     assert second.returncode == 0 and "step 4 of 4: over" in second.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
-    again, other = script_runs("train-nano-asr", arguments, ("--seed", "1", *arguments))
+    again, other = scripts_preloaded("train-nano-asr", arguments, ("--seed", "1", *arguments))
     assert again.returncode == 0 and again.stdout == ""
     assert other.returncode == 1 and "other settings" in other.stderr
 
@@ -103,7 +106,7 @@ def test_a_run_goes_on(tmp_path: Path, packed: Path) -> None:
 def test_the_real_size_takes_a_step(tmp_path: Path, packed: Path) -> None:
     """Disturbed sounds, examples drawn by workers, dev scores: all that the smoke run leaves out."""
     arguments = ("--device", "cpu", "--steps", "2", "--batch", "2", "--log-steps", "1", "--workers", "1")
-    done = script("train-nano-asr", *arguments, packed, tmp_path / "run")
+    done = script_preloaded("train-nano-asr", *arguments, packed, tmp_path / "run")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["dev"].keys() == {"test digit", "silence and noise"}
@@ -114,12 +117,22 @@ def test_the_real_size_takes_a_step(tmp_path: Path, packed: Path) -> None:
 def test_a_run_begins_with_a_model_or_a_run(tmp_path: Path, packed: Path) -> None:
     """The embedded one: before anything is learnt it is that model; one of another size is refused."""
     model = ROOT / "voxtral_pipes" / "nano" / "asr"
-    name, little = (
-        "consolidated.safetensors",
-        "--device cpu --steps 1 --batch 1 --log-steps 1 --workers 1 --rate 0",
-    )
-    arguments = little.split()
-    done, small, none = script_runs(
+    name = "consolidated.safetensors"
+    arguments = [
+        "--device",
+        "cpu",
+        "--steps",
+        "1",
+        "--batch",
+        "1",
+        "--log-steps",
+        "1",
+        "--workers",
+        "1",
+        "--rate",
+        "0",
+    ]
+    done, small, none = scripts_preloaded(
         "train-nano-asr",
         ("--from", model, *arguments, packed, tmp_path / "run"),
         ("--smoke", "--from", model, *arguments, packed, tmp_path / "smoke"),

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from preloaded import run_preloaded
-from processes import command, environment, script
+from preloaded import run_preloaded, script_preloaded
+from processes import command, environment
 
 
 def wer(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return script("wer", *arguments, "--device", "cpu")
+    return script_preloaded("wer", *arguments, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import gc
 from contextlib import nullcontext
+from typing import cast
 
 import pytest
 import torch
@@ -54,7 +55,10 @@ def test_cycles_are_not_collected_while_a_graph_is_recorded(monkeypatch, collect
     before = gc.isenabled()
     (gc.enable if collects else gc.disable)()
     try:
-        with pytest.raises(ZeroDivisionError) if fails else nullcontext(), recording(object()):
+        with (
+            pytest.raises(ZeroDivisionError) if fails else nullcontext(),
+            recording(cast(torch.cuda.CUDAGraph, None)),
+        ):
             assert not gc.isenabled()
             assert 1 // (not fails)
         assert gc.isenabled() == collects

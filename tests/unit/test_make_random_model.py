@@ -11,7 +11,7 @@ import pytest
 import tiktoken
 import torch
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
-from processes import script_runs
+from preloaded import scripts_preloaded
 
 from voxtral_pipes.config import AsrConfig, AudioConfig
 from voxtral_pipes.errors import OutputError
@@ -26,7 +26,7 @@ from voxtral_pipes.models.shapes import decoder_shapes, encoder_shapes
 
 @pytest.mark.parametrize("format", ["safetensors", "hf", "gguf-q4", "gguf-q8"])
 def test_the_script_makes_a_model_that_opens(tmp_path: Path, format: str) -> None:
-    done, cut, again = script_runs(
+    done, cut, again = scripts_preloaded(
         "make-random-model",
         ("asr", "--size", "tiny", "--format", format, "--seed", "3", tmp_path / "a"),
         ("asr", "--format", format, "--seed", "3", "--shard-bytes", "100000", tmp_path / "b"),

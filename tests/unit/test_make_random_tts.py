@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from processes import script, script_runs
+from preloaded import script_preloaded, scripts_preloaded
 from safetensors.torch import load_file
 
 from voxtral_pipes.config import TtsConfig
@@ -70,7 +70,7 @@ def test_the_published_gguf_has_207_and_174_tensors() -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_script_makes_a_model_that_opens(home: Path, tmp_path: Path, format: str) -> None:
-    done, cut, again = script_runs(
+    done, cut, again = scripts_preloaded(
         "make-random-model",
         ("tts", "--size", "tiny", "--format", format, "--seed", "3", tmp_path / "a"),
         ("tts", "--format", format, "--seed", "3", "--shard-bytes", "500000", tmp_path / "b"),
@@ -90,7 +90,7 @@ def test_the_script_makes_a_model_that_opens(home: Path, tmp_path: Path, format:
 
 
 def test_there_is_no_layout_of_transformers(tmp_path: Path) -> None:
-    done = script("make-random-model", "tts", "--format", "hf", tmp_path / "a")
+    done = script_preloaded("make-random-model", "tts", "--format", "hf", tmp_path / "a")
     assert done.returncode == 1
     assert "hf is for asr" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "a").exists()

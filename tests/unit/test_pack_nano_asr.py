@@ -18,7 +18,8 @@ from nano.flite import PHONES, VOICES, Accent, Flite
 from nano.ogg import with_serial
 from nano.pack import KIND, Utterance, decode, encode_opus, read_pack, write_pack
 from nano.words import DIGITS, OTHERS, WORDS, is_known, voiced_span, word_ends
-from processes import ROOT, script
+from preloaded import script_preloaded
+from processes import ROOT
 
 from voxtral_pipes.errors import BadInputError
 
@@ -131,7 +132,7 @@ def test_a_bad_pack_is_refused(tmp_path: Path) -> None:
 
 
 def pack(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return script("pack-nano-asr", *arguments, "--jobs", "1")
+    return script_preloaded("pack-nano-asr", *arguments, "--jobs", "1")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from nano.pack import Utterance, encode_opus, write_pack
 from nano.tts_pack import KIND, decode, read_speech
 from nano.tts_speech import levelled
 from nano.tts_texts import DAYS, LETTERS, MONTHS, SENTENCES, number_words, texts
-from processes import script
+from preloaded import script_preloaded
 
 from voxtral_pipes.errors import BadInputError
 
@@ -90,7 +90,7 @@ def test_a_bad_pack_is_refused(tmp_path: Path) -> None:
 
 
 def pack(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return script("pack-nano-tts", *arguments, "--jobs", "1")
+    return script_preloaded("pack-nano-tts", *arguments, "--jobs", "1")
 
 
 @pytest.fixture

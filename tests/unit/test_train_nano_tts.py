@@ -20,7 +20,7 @@ from nano.tts_size import NANO, NANO_ENCODER, SMOKE, SMOKE_ENCODER, VOICE_ROWS
 from nano.tts_state import Training, learning_rate
 from nano.tts_steps import CodecPhase, SpeechPhase
 from nano.tts_weights import VOICES, codec_weights, speech_weights
-from processes import WAIT_S, environment, script_runs
+from preloaded import scripts_preloaded, shell_preloaded
 from tts_models import random_codes_of, random_rows
 
 from voxtral_pipes.errors import BadInputError
@@ -160,8 +160,8 @@ def packed(tmp_path: Path) -> Path:
 
 
 def train(*runs: tuple[str | Path, ...]) -> list[subprocess.CompletedProcess[str]]:
-    """Do what each of `runs` asks for, one after the other in one process."""
-    return script_runs(
+    """Do what each of `runs` asks for, one after the other."""
+    return scripts_preloaded(
         "train-nano-tts", *((*arguments, "--smoke", "--device", "cpu", "--steps", "3") for arguments in runs)
     )
 
@@ -185,11 +185,10 @@ def test_the_commands_take_what_was_trained(tmp_path: Path, packed: Path) -> Non
     assert all(line["step"] == 3 and line["split"] == "dev" for line in told)
     checkpoint = TtsCheckpoint(locate_model(str(model)))
     assert checkpoint.config == SMOKE and checkpoint.names == set(tts_shapes(SMOKE))
-    spoken = subprocess.run(
+    spoken = shell_preloaded(
         f'printf "hi" | vx-tokenize -m "{model}" | vx-backbone -m "{model}" --voice casual_male --max-frames 3'
         f' | vx-flow -m "{model}" -n 1 --seed 1 | vx-codec -m "{model}" --format raw',
-        shell=True, capture_output=True, timeout=WAIT_S, env=environment(), check=False,
-    )  # fmt: skip
+    )
     assert spoken.returncode == 0, spoken.stderr
     assert len(spoken.stdout) <= 3 * 2 * 1920 and len(spoken.stdout) % 3840 == 0
     held = torch.load(work / "speech.ckpt", weights_only=True)
