@@ -42,9 +42,8 @@ def test_a_graph_takes_the_same_steps(tmp_path: Path) -> None:
         plain.learn(loss)
         assert abs(theirs - float(terms["total"])) < 0.01 * theirs, step
         for name, weight in replayed.weights.items():
-            off = (weight - plain.weights[name]).abs()
-            assert (off.median() < 0.1 * RATE and off.max() < 2.5 * RATE) or name in (SUM, USAGE), (
-                step,
-                name,
-            )
+            # Without the graph of the difference, which would outlive this step on another stream than the next one's.
+            off = (weight.detach() - plain.weights[name].detach()).abs()
+            near = off.median() < 0.1 * RATE and off.max() < 2.5 * RATE
+            assert near or name in (SUM, USAGE), (step, name)
     assert replayed.step == plain.step == STEPS

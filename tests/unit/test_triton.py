@@ -51,14 +51,15 @@ def without_idle_work() -> Iterator[None]:
     """Leave out what the interpreter does in vain, half of its time.
 
     It prepares triton.language for each function that a kernel calls, not just once a launch, and computes whether
-    integers overflow, which it would tell in debug mode only.
+    integers overflow, which it would tell in debug mode only.  Another version of Triton than the pinned one may have
+    other names for all this, and then does its work in vain.
     """
-    if ON_DEVICE:
-        yield
-        return
     from triton import language
     from triton.runtime import interpreter
 
+    if ON_DEVICE or not {"_patch_lang", "_LangPatchScope", "interpreter_builder"} <= vars(interpreter).keys():
+        yield
+        return
     prepare, options = interpreter._patch_lang, interpreter.interpreter_builder.options
     assert not options.debug
 
