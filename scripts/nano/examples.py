@@ -30,16 +30,12 @@ DELAYS = range(3, 13)
 """In tokens of 80 ms: 240 to 960 ms."""
 
 _IDS = {word: N_SPECIAL + PIECES.index(f" {word}".encode()) for word in WORDS}
-NARROW = 0.4
+NARROW = 0.3
 """Examples that sound as recordings of fsdd do: by telephone, most of them trimmed and hissing; others seldom are."""
-TRIMMED, TRIMMED_NARROW = 0.12, 0.8
+TRIMMED, TRIMMED_NARROW = 0.12, 0.7
 """Utterances cut as a trimmer of silence does that is too eager: without their f, s or th, or the end that fades."""
 QUIETEST, LOUDEST_CUT = 32.0, 15.0
 """In decibels below the loudest moment: from where to where a trimmer takes sound for silence."""
-MOST_STOP = 7
-"""In frames of 10 ms: what may be left of the silence of a stop at which a trimmer ends a word, at most."""
-SYLLABLE = 9.0
-"""In decibels below the loudest moment: what is louder is another syllable, which no trimmer loses."""
 PARTNERED, LEAST_SHARE, MOST_SHARE = 0.4, 0.2, 0.7
 """Single words that are not cut and are said by two at a time, and how much of them is the second one's voice."""
 MOST_STRETCH = 1.7
@@ -162,25 +158,15 @@ def fed(answered: Ints, draw: np.random.Generator) -> Ints:
 
 
 def trimmed(one: Utterance, samples: Int16, draw: np.random.Generator) -> Utterance:
-    """Leave out the beginning of an utterance that is quieter than drawn, and half of the time such an end.
-
-    Half of those ends begin where a single word first becomes that quiet: with the stop in "six" its last s is gone.
-    """
+    """Leave out the beginning of an utterance that is quieter than drawn, and half of the time such an end."""
     whole = len(samples) // FRAME
     level = np.square(samples[: whole * FRAME].reshape(whole, FRAME).astype(np.float32)).mean(axis=1)
-    peak = level.max(initial=0)
-    loud = level > peak * 10 ** (-draw.uniform(LOUDEST_CUT, QUIETEST) / 10)
-    if not loud.any() or one.ends is None:
+    loud = np.flatnonzero(level > level.max(initial=0) * 10 ** (-draw.uniform(LOUDEST_CUT, QUIETEST) / 10))
+    if not len(loud) or one.ends is None:
         return one
-    begin, end = int(np.argmax(loud)), whole - int(np.argmax(loud[::-1]))
-    top = int(np.argmax(level))
-    stop = top + int(np.argmin(np.append(loud[top:], False)))
-    stop = min(end, stop + int(draw.integers(MOST_STOP)))
-    syllable = level[stop:].max(initial=0) > peak * 10 ** (-SYLLABLE / 10)
-    if draw.random() < 0.5 and len(one.ends) == 1 and not syllable:
-        end = stop
-    first, last = begin * FRAME, end * FRAME if draw.random() < 0.5 else len(samples)
-    ends = tuple(min(max(word - first, 0), last - first) for word in one.ends)
+    first = int(loud[0]) * FRAME
+    last = (int(loud[-1]) + 1) * FRAME if draw.random() < 0.5 else len(samples)
+    ends = tuple(min(max(end - first, 0), last - first) for end in one.ends)
     return replace(one, at=one.at + first, samples=last - first, ends=ends)
 
 
