@@ -132,7 +132,12 @@ class Sounds:
         return torch.round(mixed * 32767) / 32768
 
     def _to(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
+        return sent(values, self._device)
+
+
+def sent(values: np.ndarray, device: torch.device) -> Tensor:
+    """Send values to a device, without waiting until it has done what it was asked before."""
+    return torch.from_numpy(values).to(device, non_blocking=True)
 
 
 def _rates(samples: int, device: torch.device) -> Tensor:
@@ -166,8 +171,7 @@ def hiss(plan: Plan, speech: Tensor, draw: torch.Generator) -> Tensor:
     margins = (margins * RATE_HZ).long()
     edges = torch.zeros(batch * (samples + 1), device=device)
     row, begins, ends, narrow = (
-        torch.from_numpy(part).to(device, non_blocking=True)
-        for part in (plan.row, plan.at, after, plan.narrow[:, None])
+        sent(part, device) for part in (plan.row, plan.at, after, plan.narrow[:, None])
     )
     rows = row * (samples + 1)
     for side, at in ((1, begins - margins[0]), (-1, ends + margins[1])):

@@ -24,7 +24,7 @@ from nano.masks import Masks
 from nano.pack import Pack
 from nano.rounding import rounded
 from nano.size import NANO, SMOKE
-from nano.sounds import Sounds
+from nano.sounds import Sounds, sent
 from nano.state import State, load_beginning, load_state, save_state, write_model
 from voxtral_pipes.errors import BadInputError
 
@@ -151,14 +151,14 @@ class Run:
         torch.nn.utils.clip_grad_norm_(list(self._weights.values()), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        # The first weights say little: the mean reaches no farther back than some nine tenths of the way.
+        # The first weights say little: the mean reaches back about a ninth of the way, as long as it may reach so far.
         kept = min(self._settings.averaged, (self.step + 1) / (self.step + 10))
         get_ema_multi_avg_fn(kept)(list(self._mean.values()), list(self._weights.values()), None)
         return torch.stack((words.detach(), phones.detach()))
 
     def _losses(self, plan: Plan) -> tuple[Tensor, Tensor]:
         tokens, targets, delays, spelt, phones = (
-            torch.from_numpy(part).to(self._device, non_blocking=True)
+            sent(part, self._device)
             for part in (plan.tokens, plan.targets, plan.delays, plan.spelt, plan.phones)
         )
         seed = hash((self._settings.seed, self.step)) & 0x7FFFFFFF
@@ -173,7 +173,7 @@ class Run:
         """Return the mel of a batch whose speakers are partly between two, with all that disturbs."""
         own, theirs = self._front(torch.cat(self._sounds.with_partners(plan, seed))).chunk(2)
         mel = torch.lerp(own, theirs, self._sounds.shares(plan, self._config.audio.hop_samples)[:, :, None])
-        return self._masks(mel, torch.from_numpy(plan.paces).to(self._device, non_blocking=True), seed + 1)
+        return self._masks(mel, sent(plan.paces, self._device), seed + 1)
 
     def _answers(
         self, exact: Weights, packed: Tensor, mel: Tensor, tokens: Tensor, targets: Tensor, delays: Tensor

@@ -18,7 +18,7 @@ from processes import ROOT, WAIT_S, command, environment, frames
 from tts_checkpoints import change
 
 from voxtral_pipes.formats.frame import Frame
-from voxtral_pipes.models.random_model import cut_raw, make_tts_model, tiny_tts_config
+from voxtral_pipes.models.random_model import cut_raw, tiny_tts_config
 from voxtral_pipes.models.random_tts import SHORT_VOICES
 from voxtral_pipes.stages.base import Hello, Outgoing, Output
 
@@ -27,8 +27,8 @@ FRAME_TICKS = 1920
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tts_model(tmp_path_factory.mktemp("model") / "tiny", tiny_tts_config())
+def model(tiny_tts_model: Path) -> Path:
+    return tiny_tts_model
 
 
 @pytest.fixture(autouse=True)

@@ -23,13 +23,12 @@ from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, encode
 from voxtral_pipes.formats.wav import WavReader
 from voxtral_pipes.formats.wav_writer import UNKNOWN
-from voxtral_pipes.models.random_model import make_tts_model, tiny_tts_config
 from voxtral_pipes.stages.base import Outgoing
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tts_model(tmp_path_factory.mktemp("tts") / "tiny", tiny_tts_config())
+def model(tiny_tts_model: Path) -> Path:
+    return tiny_tts_model
 
 
 # --- formats

@@ -17,12 +17,11 @@ from processes import WAIT_S
 
 from voxtral_pipes.formats.frame import encode
 from voxtral_pipes.formats.wav_writer import UNKNOWN
-from voxtral_pipes.models.random_model import make_tts_model, tiny_tts_config
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tts_model(tmp_path_factory.mktemp("tts") / "tiny", tiny_tts_config())
+def model(tiny_tts_model: Path) -> Path:
+    return tiny_tts_model
 
 
 # --- signals

@@ -23,7 +23,7 @@ from voxtral_pipes.formats.locate import files_at
 from voxtral_pipes.models.checkpoint import TtsCheckpoint
 from voxtral_pipes.models.flow import Flow
 from voxtral_pipes.models.noise import frame_noise, read_noise
-from voxtral_pipes.models.random_model import cut_raw, make_tts_model, tiny_tts_config
+from voxtral_pipes.models.random_model import cut_raw, tiny_tts_config
 from voxtral_pipes.stages.base import Hello, Outgoing, Output
 
 CONFIG = tiny_tts_config().flow
@@ -33,8 +33,8 @@ SEED = 2**64 - 1
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tts_model(tmp_path_factory.mktemp("model") / "tiny", tiny_tts_config())
+def model(tiny_tts_model: Path) -> Path:
+    return tiny_tts_model
 
 
 @pytest.fixture(scope="module")
