@@ -69,10 +69,6 @@ _SPELT = {
         "ziro uan tu fri for fayv siks sevın eyt nayn bekvörd bed börd ket dog daun folov forvörd gov hepi haus lörn "
         "left marvin nov of on rayt şila stop tri app vijuıl vav yes"
     ),
-    "ca": (
-        "siro uan tu sri for faiv sics seven eit nain bàcuord bed berd cat dog daun fòlou fóruord gou hapi haus lern "
-        "left marvin nou of on rait xila estop tri ap vísual uau ies"
-    ),
     "el": (
         "ζίρο ουάν του θρι φορ φάιβ σιξ σέβεν έιτ νάιν μπάκουορντ μπεντ μπερντ κατ ντογκ ντάουν φόλοου φόργουορντ "
         "γκόου χάπι χάους λερν λεφτ μάρβιν νόου οφ ον ράιτ σίλα στοπ τρι απ βίζουαλ ουάου γες"

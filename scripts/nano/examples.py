@@ -26,7 +26,6 @@ TAIL = 11
 BOS, EOS = PUBLISHED_SPECIAL["<s>"], PUBLISHED_SPECIAL["</s>"]
 PAD, WORD = PUBLISHED_SPECIAL["[STREAMING_PAD]"], PUBLISHED_SPECIAL["[STREAMING_WORD]"]
 IGNORED = -100
-TELEPHONE_HZ = 3700
 DELAYS = range(3, 13)
 """In tokens of 80 ms: 240 to 960 ms."""
 
@@ -37,34 +36,26 @@ TRIMMED, TRIMMED_NARROW = 0.12, 0.7
 """Utterances cut as a trimmer of silence does that is too eager: without their f, s or th, or the end that fades."""
 QUIETEST, LOUDEST_CUT = 32.0, 15.0
 """In decibels below the loudest moment: from where to where a trimmer takes sound for silence."""
-STOPPED = 0.35
-"""Narrow words that are trimmed and end for the trimmer where a stop closes, as `six` without its last s does."""
 PARTNERED, LEAST_SHARE, MOST_SHARE = 0.4, 0.2, 0.7
 """Single words that are not cut and are said by two at a time, and how much of them is the second one's voice."""
 MOST_STRETCH = 1.7
 """By how much that one's word is made faster or slower for it at most."""
 PARTNER_MARGIN = RATE_HZ * 30 // 1000
-MURMURED, MOST_MURMURS = 0.35, 4
-"""Examples in which others speak in the background, of whom nothing is to be written."""
-LOUDEST_MURMUR, QUIETEST_MURMUR = 20.0, 36.0
-"""In decibels below those who speak."""
 ENDED = 0.25
 """Examples in which some silence is fed as an end."""
 _SOURCES = {
     "digits": {
-        "fsdd": 0.16,
-        "speech_commands": 0.25,
-        "espeak-ng": 0.16,
-        "espeak-ng-foreign": 0.21,
-        "flite": 0.09,
-        "festival": 0.13,
+        "fsdd": 0.17,
+        "speech_commands": 0.27,
+        "espeak-ng": 0.2,
+        "espeak-ng-foreign": 0.24,
+        "flite": 0.08,
     },
     "words": {
-        "speech_commands": 0.62,
-        "espeak-ng": 0.12,
-        "espeak-ng-foreign": 0.12,
+        "speech_commands": 0.64,
+        "espeak-ng": 0.14,
+        "espeak-ng-foreign": 0.14,
         "flite": 0.04,
-        "festival": 0.06,
     },
 }
 """How often each is taken, by kind.  fsdd are four men alone, whom to know by heart is no use."""
@@ -166,33 +157,17 @@ def fed(answered: Ints, draw: np.random.Generator) -> Ints:
     return out
 
 
-def trimmed(one: Utterance, samples: Int16, draw: np.random.Generator, *, narrow: bool = False) -> Utterance:
-    """Leave out the beginning of an utterance that is quieter than drawn, and half of the time such an end.
-
-    Where it is narrow, only what a telephone lets through counts, and words may end at their first silence.
-    """
-    level = _levels(samples, narrow)
-    loud = level > level.max(initial=0) * 10 ** (-draw.uniform(LOUDEST_CUT, QUIETEST) / 10)
-    if not loud.any() or one.ends is None:
+def trimmed(one: Utterance, samples: Int16, draw: np.random.Generator) -> Utterance:
+    """Leave out the beginning of an utterance that is quieter than drawn, and half of the time such an end."""
+    whole = len(samples) // FRAME
+    level = np.square(samples[: whole * FRAME].reshape(whole, FRAME).astype(np.float32)).mean(axis=1)
+    loud = np.flatnonzero(level > level.max(initial=0) * 10 ** (-draw.uniform(LOUDEST_CUT, QUIETEST) / 10))
+    if not len(loud) or one.ends is None:
         return one
-    places = np.flatnonzero(loud)
-    first = int(places[0]) * FRAME
-    last = (int(places[-1]) + 1) * FRAME if draw.random() < 0.5 else len(samples)
-    if narrow and len(one.ends) == 1 and draw.random() < STOPPED:
-        quiet = np.flatnonzero(~loud[int(level.argmax()) :])
-        if len(quiet):
-            last = min(last, (int(level.argmax()) + int(quiet[0]) + int(draw.integers(1, 4))) * FRAME)
+    first = int(loud[0]) * FRAME
+    last = (int(loud[-1]) + 1) * FRAME if draw.random() < 0.5 else len(samples)
     ends = tuple(min(max(end - first, 0), last - first) for end in one.ends)
     return replace(one, at=one.at + first, samples=last - first, ends=ends)
-
-
-def _levels(samples: Int16, narrow: bool) -> Floats:
-    """Return the power of each whole frame, float32 [n]; of a telephone's band alone if asked for."""
-    whole = len(samples) // FRAME
-    frames = samples[: whole * FRAME].reshape(whole, FRAME).astype(np.float32)
-    if narrow:
-        frames = np.abs(np.fft.rfft(frames)[:, : FRAME * TELEPHONE_HZ // RATE_HZ]).astype(np.float32)
-    return np.square(frames).mean(axis=1)
 
 
 class Examples:
@@ -256,7 +231,7 @@ class Examples:
             limit = n_audio * TOKEN_SAMPLES - int(draw.integers(TOKEN_SAMPLES))
             final = 0
             cut = TRIMMED_NARROW if narrow[row] else TRIMMED
-            for one, at, speed, gain in self._layout(draw, limit, float(paces[row]), cut, bool(narrow[row])):
+            for one, at, speed, gain in self._layout(draw, limit, float(paces[row]), cut):
                 placed.append((row, self._starts[one.sound] + one.at, one.samples, begin + at, speed, gain))
                 partners.append(self._partner(draw, one, begin + at, speed, gain) or (*placed[-1][1:], 0.0))
                 final = at + int(one.samples / speed)
@@ -267,10 +242,6 @@ class Examples:
                         (at + int(end / speed), word)
                         for end, word in zip(one.ends, one.text.split(), strict=True)
                     ]
-            if said and self._cuts and draw.random() < MURMURED:
-                for murmur in self._murmurs(draw, row, begin, limit):
-                    placed.append(murmur)
-                    partners.append((*murmur[1:], 0.0))
             if ends and draw.random() < 0.5:  # recordings often end with their last word
                 limit = min(limit, final + int(draw.integers(RATE_HZ // 2)))
             first[row], last[row], delays[row] = begin, begin + limit, delay
@@ -300,7 +271,7 @@ class Examples:
         )  # fmt: skip
 
     def _layout(
-        self, draw: np.random.Generator, limit: int, pace_of_all: float, cut: float, narrow: bool
+        self, draw: np.random.Generator, limit: int, pace_of_all: float, cut: float
     ) -> Iterator[tuple[Utterance, int, float, float]]:
         """Yield utterances of one example, where each begins, its speed and its gain."""
         kind = draw.choice(["nothing", "digits", "words", "mixed"], p=[0.06, 0.38, 0.36, 0.2])
@@ -314,7 +285,7 @@ class Examples:
         while True:
             one = pool[draw.integers(len(pool))] if pool else self._any(draw, kind)
             if self._cuts and draw.random() < cut:
-                one = trimmed(one, self._pack.audio(one), draw, narrow=narrow)
+                one = trimmed(one, self._pack.audio(one), draw)
             pace = float(pace_of_all * draw.uniform(0.95, 1.05))
             length = int(one.samples / pace)
             if at + length > limit:
@@ -323,16 +294,6 @@ class Examples:
             if alone:
                 return
             at = max(0, at + length + int(draw.uniform(low, high) * RATE_HZ))
-
-    def _murmurs(
-        self, draw: np.random.Generator, row: int, begin: int, limit: int
-    ) -> Iterator[tuple[int, int, int, int, float, float]]:
-        """Yield what is said in the background of a row, anywhere in so many samples: as it is placed."""
-        for _ in range(int(draw.integers(1, MOST_MURMURS + 1))):
-            one = self._any(draw, "mixed")
-            gain = 10 ** (-draw.uniform(LOUDEST_MURMUR, QUIETEST_MURMUR) / 20)
-            at = begin + int(draw.integers(max(1, limit - one.samples)))
-            yield row, self._starts[one.sound] + one.at, one.samples, at, float(draw.uniform(0.8, 1.3)), gain
 
     def _partner(
         self, draw: np.random.Generator, one: Utterance, at: int, speed: float, gain: float

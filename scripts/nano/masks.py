@@ -19,12 +19,12 @@ WARP = 0.14
 """The logarithm by which frequencies are stretched at most, either way, in two examples of three."""
 RESTORED = 0.6
 """Examples in which what speed has done to the frequencies is taken back, half of it or more: hasty, not small."""
-BENT = 0.25
+BENT = 0.12
 """How much nearer or farther than usual neighbouring bins may lie: formants move against each other."""
 HURRIED = 0.35
 """How much faster or slower than the rest some moments are, in each of two waves: vowels and stops differ in length."""
 BINS_A_WAVE, FRAMES_A_WAVE = (24, 90), (15, 40)
-BANDS, WIDEST_BAND = 2, 28
+BANDS, WIDEST_BAND = 2, 22
 MOMENTS, LONGEST_MOMENT = 10, 14
 """In frames of 10 ms: a word never disappears."""
 _FINE, _STRETCHES = 100, 55

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nano.examples import TOKEN_SAMPLES, Plan
@@ -16,12 +15,8 @@ from nano.words import RATE_HZ
 
 HISSING, HISSING_NARROW = 0.35, 0.8
 """Rows whose recordings bring their own hiss, which begins and ends with each of them as clips put together have it."""
-UNEVEN, STEEPEST_UNEVEN, SWELLS_HZ = 0.35, 1.5, 10
-"""Rows whose noise swells and fades, as gusts and handled microphones do; the deviation of its logarithm, at most."""
 TELEPHONE = 0.2
 """Rows of a telephone's bandwidth, beside those that are narrow."""
-SLOPES, SLOPES_NARROW = (-3.0, 3.0), (-7.0, 2.5)
-"""Decibels an octave by which recordings are brighter or duller: a voice by telephone may be all first formant."""
 LEAST_MARGIN, MOST_MARGIN = -0.01, 0.12
 """In seconds: how long before and after its words such a recording begins and ends; mostly not long."""
 
@@ -61,7 +56,7 @@ class Sounds:
         if not self._disturbed:
             return voices * inside
         narrow = self._to(plan.narrow)[:, None]
-        return self._disturb(voices, hiss(plan, voices[0], draw), inside, narrow, draw)
+        return self._disturb(voices + hiss(plan, voices[0], draw), inside, narrow, draw)
 
     def _placed(self, plan: Plan) -> Tensor:
         """Add each utterance to its row, at its speed (linear between samples)."""
@@ -88,13 +83,8 @@ class Sounds:
         flat = row * self._samples + target.clamp(0, self._samples - 1)
         return out.index_add_(0, flat, value).view(batch, -1)
 
-    def _disturb(
-        self, voices: Tensor, hissing: Tensor, inside: Tensor, narrow: Tensor, draw: torch.Generator
-    ) -> Tensor:
-        """Disturb some versions [V, B, samples] of the same rows alike; noise and level are those of the first.
-
-        Echo and slope are of the voice alone, as a room and a microphone before the noise of what records it.
-        """
+    def _disturb(self, voices: Tensor, inside: Tensor, narrow: Tensor, draw: torch.Generator) -> Tensor:
+        """Disturb some versions [V, B, samples] of the same rows alike; noise and level are those of the first."""
         batch = voices.shape[1]
 
         def uniform(low: float, high: float) -> Tensor:
@@ -113,10 +103,10 @@ class Sounds:
         spectrum = torch.fft.rfft(voices) * torch.fft.rfft(echo, self._samples)
         # Hearing: a tilt, hills and valleys, and often no more than a telephone's bandwidth, as fsdd has it.
         octaves = torch.log2((rates / 1000).clamp(min=0.05))
-        decibels = torch.where(narrow, uniform(*SLOPES_NARROW), uniform(*SLOPES)) * octaves
+        decibels = uniform(-6, 6) * octaves / 2
         for hills in (0.15, 0.3, 0.6):
             decibels = decibels + uniform(0, 5) * torch.cos(2 * math.pi * (hills * octaves + uniform(0, 1)))
-        spectrum = spectrum * 10 ** (decibels / 20) + torch.fft.rfft(hissing)
+        tilt = 10 ** (decibels / 20)
         upper = torch.where(some(0.2), uniform(4000, 7500), torch.full_like(uniform(0, 1), 8000))
         upper = torch.where(some(TELEPHONE) | narrow, uniform(3300, 4000), upper)
         lower = torch.where(some(0.3), uniform(50, 320), torch.zeros_like(upper))
@@ -129,12 +119,7 @@ class Sounds:
             starts = (uniform(0, 1) * (len(self._noise) - self._samples)).long().clamp(min=0)
             span = (starts + torch.arange(self._samples, device=self._device)) % len(self._noise)
             noise = torch.where(some(0.35), self._noise[span].float(), noise)
-        swells = torch.randn(
-            batch, 1, self._samples * SWELLS_HZ // RATE_HZ, device=self._device, generator=draw
-        )
-        swells = F.interpolate(swells, self._samples, mode="linear")[:, 0]
-        noise = noise * torch.exp(swells * uniform(0, STEEPEST_UNEVEN) * some(UNEVEN))
-        heard = torch.fft.irfft(spectrum * band, self._samples)
+        heard = torch.fft.irfft(spectrum * tilt * band, self._samples)
         noise = torch.fft.irfft(torch.fft.rfft(noise) * band, self._samples)
         loud = _power(heard[0], heard[0].abs() > 1e-3)
         # Rows without speech take noise of some level of its own.

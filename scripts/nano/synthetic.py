@@ -1,14 +1,13 @@
 """Synthetic utterances: every word in many voices, strings of digits, and words that are not to be heard.
 
-Voices of espeak-ng are many and sound like none; those of flite are four people's, who speak with many accents, and
-those of Festival nine other people's, most of whom speak other languages.
+Voices of espeak-ng are many and sound like none; those of flite are four people's, who speak with many accents.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +16,7 @@ import soxr
 
 from nano.accents import SPELLINGS
 from nano.espeak import ACCENTS, Espeak, Manner
-from nano.festival import VOICES as FESTIVAL_VOICES
-from nano.festival import Festival, Line
-from nano.flite import VOICES as FLITE_VOICES
-from nano.flite import Accent, Flite
+from nano.flite import VOICES, Accent, Flite
 from nano.pack import SYNTHETIC_COMPRESSION, Utterance, encode_opus
 from nano.words import DIGITS, OTHERS, RATE_HZ, WORDS, voiced_span, word_ends
 
@@ -48,9 +44,8 @@ class Group:
 FLITE = "flite"
 """The source, and the folder, of what flite says."""
 _PITCHES_HZ = {"slt": (150, 240), "awb": (95, 170), "rms": (80, 130), "kal16": (85, 160)}
-FESTIVAL = "festival"
-_MORE_OF_PEOPLE = 20
-"""Digits that each speaker of flite or Festival says once more."""
+_MORE_OF_FLITE = 20
+"""Digits that each speaker says once more."""
 ENGLISH = Group("espeak-ng", "synthetic", ACCENTS, 8, "")
 FOREIGN = Group("espeak-ng-foreign", "foreign", tuple(SPELLINGS), 0, " foreign")
 
@@ -64,48 +59,23 @@ class Voiced:
     utterances: list[Utterance]
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many voices of each kind speak: English and foreign ones of espeak-ng, speakers of flite and Festival."""
+def synthesise(voices: int, foreign: int, flite: int, seed: int, jobs: int) -> Iterator[Voiced]:
+    """Have so many English, then so many foreign voices, and then speakers of flite, each in a process of its own.
 
-    voices: int
-    foreign: int
-    flite: int
-    festival: int
-
-    @property
-    def total(self) -> int:
-        """How many there are in all."""
-        return self.voices + self.foreign + self.flite + self.festival
-
-
-def synthesise(counts: Counts, seed: int, jobs: int) -> Iterator[Voiced]:
-    """Have voices speak, kind after kind, each in a process of its own.
-
-    What a voice says depends on its kind, its number and the seed.
+    What a voice says depends on its number and the seed.
     """
-    kinds: list[tuple[Callable[[int, int], Voiced], int]] = [
-        (_speak_english, counts.voices),
-        (_speak_foreign, counts.foreign),
-        (_speak_flite, counts.flite),
-        (_speak_festival, counts.festival),
+    tasks = [
+        (group, number, seed)
+        for group, count in ((ENGLISH, voices), (FOREIGN, foreign), (None, flite))
+        for number in range(count)
     ]
-    tasks = [(speak, number, seed) for speak, count in kinds for number in range(count)]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         yield from pool.imap(_speak, tasks)
 
 
-def _speak(task: tuple[Callable[[int, int], Voiced], int, int]) -> Voiced:
-    speak, number, seed = task
-    return speak(number, seed)
-
-
-def _speak_english(number: int, seed: int) -> Voiced:
-    return _speak_espeak(ENGLISH, number, seed)
-
-
-def _speak_foreign(number: int, seed: int) -> Voiced:
-    return _speak_espeak(FOREIGN, number, seed)
+def _speak(task: tuple[Group | None, int, int]) -> Voiced:
+    group, number, seed = task
+    return _speak_flite(number, seed) if group is None else _speak_espeak(group, number, seed)
 
 
 def _speak_espeak(group: Group, number: int, seed: int) -> Voiced:
@@ -146,53 +116,21 @@ def _speak_espeak(group: Group, number: int, seed: int) -> Voiced:
 
 def _speak_flite(number: int, seed: int) -> Voiced:
     """Have one of the four voices say each word alone, with an accent of its own."""
-    speaker, voice = Flite(), FLITE_VOICES[number % len(FLITE_VOICES)]
+    speaker, voice = Flite(), VOICES[number % len(VOICES)]
     draw = random.Random(f"{seed} {number} flite")
     accent = Accent.drawn(draw)
-    words = (*WORDS, *draw.choices(DIGITS, k=_MORE_OF_PEOPLE))
-    said = []
-    for word in words:
-        stretch, pitch_hz = draw.uniform(0.7, 1.15), draw.uniform(*_PITCHES_HZ[voice])
-        said.append(speaker.say(accent.say(word), voice, stretch=stretch, pitch_hz=pitch_hz))
-    return _voiced(FLITE, number, voice, words, said)
-
-
-def _speak_festival(number: int, seed: int) -> Voiced:
-    """Have one of the voices say each word alone, as people of its language do."""
-    voice = FESTIVAL_VOICES[number % len(FESTIVAL_VOICES)]
-    draw = random.Random(f"{seed} {number} festival")
-    spelt = SPELLINGS.get(voice.language, {})
-    words = (*WORDS, *draw.choices(DIGITS, k=_MORE_OF_PEOPLE))
-    high = draw.uniform(0.8, 1.25)
-    lines = [
-        Line(spelt.get(word, word), draw.uniform(0.6, 1.15), high * draw.uniform(0.9, 1.1)) for word in words
-    ]
-    return _voiced(FESTIVAL, number, voice.name, words, Festival().say(voice, lines))
-
-
-def _voiced(
-    source: str, number: int, voice: str, words: Sequence[str], said: Sequence[tuple[Int16, int]]
-) -> Voiced:
-    """Put what a speaker has said of single words, samples and their rates, into one stream."""
-    sound = f"{source}/{number:03}.opus"
+    sound = f"{FLITE}/{number:03}.opus"
     pieces: list[Int16] = []
     utterances = []
     at = 0
-    for word, (spoken, rate_hz) in zip(words, said, strict=True):
-        samples, end, _ = _cut(soxr.resample(spoken, rate_hz, RATE_HZ).astype(np.int16))
+    for word in (*WORDS, *draw.choices(DIGITS, k=_MORE_OF_FLITE)):
+        stretch, pitch_hz = draw.uniform(0.7, 1.15), draw.uniform(*_PITCHES_HZ[voice])
+        said, rate_hz = speaker.say(accent.say(word), voice, stretch=stretch, pitch_hz=pitch_hz)
+        samples, end, _ = _cut(soxr.resample(said, rate_hz, RATE_HZ).astype(np.int16))
         kind = "digit" if word in DIGITS else "word"
         utterances.append(
             Utterance(
-                sound,
-                at,
-                len(samples),
-                word,
-                (end,),
-                f"{source} {voice} {number}",
-                "train",
-                source,
-                "none",
-                kind,
+                sound, at, len(samples), word, (end,), f"flite {voice} {number}", "train", FLITE, "none", kind
             )
         )
         pieces.append(samples)

@@ -26,7 +26,7 @@ from voxtral_pipes.errors import BadInputError
 
 CPU = torch.device("cpu")
 WAIT_S = 400
-SEED = 7
+SEED = 9
 """Of a batch that has no silent example: where nothing is heard, nothing tells where the end is."""
 
 
@@ -41,7 +41,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"{name}\tme\t{split}\t{text}\ttest\tCC0\t{kind}")
     (folder / "manifest.tsv").write_text("\n".join(rows) + "\n")
     path = folder / "nano.pack"
-    voices = ("--voices", "2", "--foreign", "1", "--flite", "0", "--festival", "0")
+    voices = ("--voices", "2", "--foreign", "1", "--flite", "0")
     done = script_preloaded("pack-nano-asr", "-o", path, *voices, "--jobs", "1", folder / "manifest.tsv")
     assert done.returncode == 0, done.stderr
     return path
@@ -202,45 +202,6 @@ def test_hiss_lasts_as_long_as_its_recording(packed: Path) -> None:
         assert 9.5 < 10 * np.log10(levels[0] / levels[1]) < 45.5
 
 
-def test_murmurs_are_not_to_be_heard(packed: Path) -> None:
-    """In some rows where something is said there is more, 20 to 36 dB below it, anywhere; it is not to be written."""
-    pack = read_pack(packed)
-    plan = Examples(pack, tokens=160, batch=64, seed=0).plan(0)
-    murmured = plan.gain < 10 ** (-20 / 20)
-    rows, counts = np.unique(plan.row[murmured], return_counts=True)
-    assert 10 < len(rows) < 35 and counts.max() <= 4 and set(counts) > {1}
-    assert plan.gain[murmured].min() >= 10 ** (-36 / 20) and not plan.share[murmured].any()
-    for row in range(64):
-        loud = plan.row[~murmured] == row
-        words = words_of(plan.targets[row, LEFT_PAD + int(plan.delays[row]) :].tolist())
-        # Other voices say digits, some of them in strings; nothing is heard of what is not loud.
-        assert loud.any() or (not words and row not in rows)
-    assert plan.at[murmured].min() >= LEFT_PAD * TOKEN_SAMPLES
-    undisturbed = Examples(pack, tokens=160, batch=64, seed=0, cuts=False).plan(0)
-    assert undisturbed.gain.min() > 10 ** (-20 / 20)
-
-
-def test_some_noise_swells(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In rows in which nothing is said, whose noise is even without it."""
-    pack = read_pack(packed)
-    plan = Examples(pack, tokens=160, batch=96, seed=0).plan(0)
-    silent = np.setdiff1d(np.arange(96), plan.row)
-    assert len(silent) >= 2
-
-    def spread(share: float) -> np.ndarray:
-        """Return how much the level of each row varies over tenths of a second, in decibels."""
-        monkeypatch.setattr("nano.sounds.UNEVEN", share)
-        heard = Sounds(pack, tokens=160, device=CPU)(plan, 0).numpy()[silent, LEFT_PAD * TOKEN_SAMPLES :]
-        levels = [
-            np.square(row[row != 0][: len(row) // 3 // 1600 * 1600]).reshape(-1, 1600).mean(1)
-            for row in heard
-        ]
-        return np.array([np.std(10 * np.log10(level + 1e-12)) for level in levels])
-
-    even, uneven = spread(0), spread(1)
-    assert (uneven > even - 0.1).all() and uneven.max() > even.max() + 2
-
-
 def test_partners_say_the_same_word_at_the_same_time(packed: Path) -> None:
     """Some single words have one, as loud, whose sound begins and ends with theirs; alone nothing else changes."""
     pack = read_pack(packed)
@@ -309,27 +270,6 @@ def test_a_trimmer_takes_what_is_quiet() -> None:
     assert starts == {1600, 3200} and ends == {6400, 8000, 9600}
     silent = trimmed(one, np.zeros(9600, np.int16), np.random.default_rng(0))
     assert silent == one and trimmed(replace(one, ends=None), sound, np.random.default_rng(0)).ends is None
-
-
-def test_a_trimmer_by_telephone_hears_less() -> None:
-    """Sound above its band does not count, and one word may end at its first silence, as `six` with its k."""
-    at = np.arange(1600) / 16000
-    high, low = 9000 * np.sin(2 * np.pi * 6000 * at), 3000 * np.sin(2 * np.pi * 500 * at)
-    quiet = np.zeros(1600)
-    sound = np.concatenate([high, low, quiet, low, high]).astype(np.int16)
-    one = Utterance("a", 0, len(sound), "six", (8000,), "me", "train", "test", "CC0", "digit")
-
-    def spans(narrow: bool, text: Utterance = one) -> set[tuple[int, int]]:
-        cuts = [trimmed(text, sound, np.random.default_rng(seed), narrow=narrow) for seed in range(60)]
-        assert all(cut.ends and cut.ends[-1] <= cut.samples for cut in cuts)
-        return {(cut.at, cut.at + cut.samples) for cut in cuts}
-
-    assert spans(False) == {(0, 8000)}
-    ends = {last for first, last in spans(True) if first == 1600}
-    stops = {3200 + frames * 160 for frames in (1, 2, 3)}
-    assert {first for first, _ in spans(True)} == {1600} and ends == {6400, 8000} | stops
-    two = replace(one, text="two six", ends=(3200, 8000), kind="digits")
-    assert {last for _, last in spans(True, two)} == {6400, 8000}
 
 
 def test_a_pack_without_words_cannot_train(tmp_path: Path) -> None:

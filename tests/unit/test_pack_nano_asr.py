@@ -14,8 +14,6 @@ import pytest
 import soundfile
 from nano.accents import SPELLINGS
 from nano.espeak import Espeak, Manner
-from nano.festival import VOICES as FESTIVAL_VOICES
-from nano.festival import Festival, Line, Voice
 from nano.flite import PHONES, VOICES, Accent, Flite
 from nano.ogg import with_serial
 from nano.pack import KIND, Utterance, decode, encode_opus, read_pack, write_pack
@@ -154,19 +152,7 @@ def manifest(tmp_path: Path) -> Path:
 
 def test_the_same_again(tmp_path: Path, manifest: Path) -> None:
     for name in ("one.pack", "two.pack"):
-        done = pack(
-            "-o",
-            tmp_path / name,
-            "--voices",
-            "1",
-            "--foreign",
-            "1",
-            "--flite",
-            "0",
-            "--festival",
-            "0",
-            manifest,
-        )
+        done = pack("-o", tmp_path / name, "--voices", "1", "--foreign", "1", "--flite", "0", manifest)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "one.pack").read_bytes() == (tmp_path / "two.pack").read_bytes()
     assert "train espeak-ng digits" in done.stdout
@@ -241,7 +227,7 @@ def test_flite_says_phones(voice: str) -> None:
 def test_speakers_of_flite_say_every_word(tmp_path: Path, manifest: Path) -> None:
     """Each word alone, with an end inside of it, and some digits once more."""
     path = tmp_path / "a.pack"
-    done = pack("-o", path, "--voices", "0", "--foreign", "0", "--flite", "1", "--festival", "0", manifest)
+    done = pack("-o", path, "--voices", "0", "--foreign", "0", "--flite", "1", manifest)
     assert done.returncode == 0, done.stderr
     said = [one for one in read_pack(path).utterances if one.source == "flite"]
     assert [one.text for one in said[:35]] == list(WORDS) and {one.text for one in said[35:]} <= set(DIGITS)
@@ -250,73 +236,17 @@ def test_speakers_of_flite_say_every_word(tmp_path: Path, manifest: Path) -> Non
         assert one.ends is not None and 0 < one.ends[0] <= one.samples < 2 * 16000
 
 
-def test_without_festival_there_is_a_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BadInputError, match="festival is not installed"):
-        Festival()
-    broken = tmp_path / "festival"
-    broken.write_text("#!/bin/sh\necho unbound variable voice_x >&2\n")
-    broken.chmod(0o755)
-    with pytest.raises(BadInputError, match=r"as x \(package festvox-x\): unbound variable voice_x"):
-        Festival().say(Voice("x", "cs", "utf-8", "festvox-x"), [Line("one", 1, 1)])
-
-
-@pytest.mark.parametrize("voice", FESTIVAL_VOICES, ids=lambda voice: voice.name)
-def test_voices_of_festival_can_be_written_to(voice: Voice) -> None:
-    """Each language is spelt, in letters that its voice reads, without what would end a string of its script."""
-    spelt = SPELLINGS[voice.language] if voice.language != "en" else dict(zip(WORDS, WORDS, strict=True))
-    assert set(spelt) == set(WORDS)
-    for text in spelt.values():
-        assert text.encode(voice.coding).decode(voice.coding) == text and not set(text) & {'"', "\\"}
-
-
-@pytest.mark.skipif(shutil.which("festival") is None, reason="festival is not installed")
-def test_festival_says_lines_as_long_and_as_high_as_asked() -> None:
-    voice = next(one for one in FESTIVAL_VOICES if one.name == "ked_diphone")
-    said = Festival().say(voice, [Line("seven", 1, 1), Line("seven", 1.5, 1), Line("seven", 1, 1.5)])
-    usual, slow, high = (samples for samples, rate_hz in said if rate_hz == 16000)
-    assert len(slow) > 1.2 * len(usual) and len(high) == len(usual)
-    assert 0.2 * 16000 < len(usual) < 1.5 * 16000 and np.abs(usual).max() > 2000
-    assert np.abs(high.astype(int) - usual).max() > 1000
-
-
-@pytest.mark.skipif(shutil.which("festival") is None, reason="festival is not installed")
-def test_speakers_of_festival_say_every_word(tmp_path: Path, manifest: Path) -> None:
-    path = tmp_path / "a.pack"
-    done = pack("-o", path, "--voices", "0", "--foreign", "0", "--flite", "0", "--festival", "1", manifest)
-    assert done.returncode == 0, done.stderr
-    said = [one for one in read_pack(path).utterances if one.source == "festival"]
-    assert [one.text for one in said[:35]] == list(WORDS) and {one.text for one in said[35:]} <= set(DIGITS)
-    assert len(said) == 55 and {one.speaker for one in said} == {"festival czech_dita 0"}
-    for one in said:
-        assert one.ends is not None and 0 < one.ends[0] <= one.samples < 2 * 16000
-
-
 def test_what_cannot_be_packed(tmp_path: Path, manifest: Path) -> None:
     out = tmp_path / "out.pack"
-    done = pack(
-        "-o",
-        out,
-        "--voices",
-        "0",
-        "--foreign",
-        "0",
-        "--flite",
-        "0",
-        "--festival",
-        "0",
-        "--max-mib",
-        "0.01",
-        manifest,
-    )
+    done = pack("-o", out, "--voices", "0", "--foreign", "0", "--flite", "0", "--max-mib", "0.01", manifest)
     assert done.returncode == 1 and "MiB of sound are more than 0.01" in done.stderr and not out.exists()
     buffer = io.BytesIO()
     soundfile.write(buffer, tones((100, 300), length_ms=400), 8000, format="WAV")
     (tmp_path / "a.wav").write_bytes(buffer.getvalue())
-    done = pack("-o", out, "--voices", "0", "--foreign", "0", "--flite", "0", "--festival", "0", manifest)
+    done = pack("-o", out, "--voices", "0", "--foreign", "0", "--flite", "0", manifest)
     assert done.returncode == 1 and "a.wav: a sound has 8000 samples a second" in done.stderr
     manifest.write_text("path\ttranscript\na.wav\tone\n")
-    done = pack("-o", out, "--voices", "0", "--foreign", "0", "--flite", "0", "--festival", "0", manifest)
+    done = pack("-o", out, "--voices", "0", "--foreign", "0", "--flite", "0", manifest)
     assert done.returncode == 1 and "no column 'speaker'" in done.stderr
 
 
