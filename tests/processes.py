@@ -6,6 +6,8 @@ import io
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from voxtral_pipes.formats.frame import Frame, FrameReader
@@ -70,6 +72,14 @@ def commands_embedding(home: Path, folder: Path) -> str:
         script.write_text(COMMAND.format(python=sys.executable, home=str(home), module=module))
         script.chmod(0o755)
     return f"{folder}:{environment()['PATH']}"
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = WAIT_S) -> None:
+    """Wait until something is so, which must be soon."""
+    until = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 def frames(data: bytes) -> list[Frame]:

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from code_streams import cut, one_by_one, pipe, sound, spoken, wire
 from codec_runs import FRAME_BYTES, HEADER, begun, decoded, sizes, start
-from processes import WAIT_S
+from processes import WAIT_S, wait_until
 
 from voxtral_pipes.formats.frame import encode
 from voxtral_pipes.formats.wav_writer import UNKNOWN
@@ -25,13 +25,6 @@ def model(tiny_tts_model: Path) -> Path:
 
 
 # --- signals
-
-
-def wait(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -53,7 +46,7 @@ def test_sizes_are_set_before_a_signal_ends_it(number: signal.Signals, model: Pa
     with into_file(path, model=model) as process:
         assert process.stdin is not None and process.stderr is not None
         process.stdin.write(begun(sound(10)))
-        wait(lambda: path.stat().st_size == whole)
+        wait_until(lambda: path.stat().st_size == whole)
         if number == signal.SIGINT:
             process.send_signal(number)
             time.sleep(0.3)
@@ -69,7 +62,7 @@ def test_the_first_interrupt_is_enough_where_stdin_is_no_pipe(model: Path, tmp_p
     path, saved = tmp_path / "out.wav", tmp_path / "codes.vx"
     saved.write_bytes(begun(sound(20000)))
     with saved.open("rb") as codes, into_file(path, model=model, stdin=codes.fileno()) as process:
-        wait(lambda: path.stat().st_size > HEADER)
+        wait_until(lambda: path.stat().st_size > HEADER)
         process.send_signal(signal.SIGINT)
         assert process.wait(WAIT_S) == -signal.SIGINT
         assert process.stderr is not None and process.stderr.read() == b""
@@ -81,7 +74,9 @@ def test_unfinished_files_are_removed_before_a_signal_ends_it(model: Path, tmp_p
     with start("--out-dir", tmp_path, model=model) as process:
         assert process.stdin is not None and process.stderr is not None
         process.stdin.write(wire(pipe({0: one_by_one(sound(3)), 5: cut(sound(3))}, ended=False)))
-        wait(lambda: sum(path.stat().st_size for path in tmp_path.iterdir()) == 2 * HEADER + 6 * FRAME_BYTES)
+        wait_until(
+            lambda: sum(path.stat().st_size for path in tmp_path.iterdir()) == 2 * HEADER + 6 * FRAME_BYTES
+        )
         assert all(path.name.endswith(".tmp") for path in tmp_path.iterdir())
         process.terminate()
         assert process.wait(WAIT_S) == -signal.SIGTERM

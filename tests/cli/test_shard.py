@@ -11,11 +11,10 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from processes import environment, shell
+from processes import environment, shell, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARD = [sys.executable, str(ROOT / "bin" / "vx-shard")]
@@ -258,9 +257,7 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: signal.Si
         assert process.stdin is not None and process.stderr is not None
         process.stdin.write(bytes(5 << 19))
         process.stdin.flush()
-        started = time.monotonic()
-        while len(names(tmp_path)) < 5 and time.monotonic() < started + WAIT_S:
-            time.sleep(0.01)
+        wait_until(lambda: len(names(tmp_path)) >= 5, WAIT_S)
         unfinished = [name for name in names(tmp_path / "new") if name != "out"]
         assert len(unfinished) == 3 and all(name.startswith("out/.") for name in unfinished)
         process.send_signal(number)
@@ -276,9 +273,7 @@ def test_a_join_that_is_killed_leaves_nothing_under_its_name(tmp_path: Path) -> 
         with (home / name).open("wb") as file:
             file.truncate(4 << 30)
     with subprocess.Popen([*SHARD, "join", "-q", str(home), str(tmp_path / "out")]) as process:
-        started = time.monotonic()
-        while not list(tmp_path.glob(".out.*")) and time.monotonic() < started + WAIT_S:
-            time.sleep(0.01)
+        wait_until(lambda: any(tmp_path.glob(".out.*")), WAIT_S)
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT_S) == -signal.SIGTERM
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 import wave
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from preloaded import path_preloaded
-from processes import WAIT_S, environment, frames, shell
+from processes import environment, frames, shell, wait_until
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.feedback import Listener
@@ -231,11 +230,8 @@ def numbered(source: str) -> str:
 
 def wait_for_frames(place: Place, count: int) -> None:
     """Wait until so many frames can be heard."""
-    until = time.monotonic() + WAIT_S
     path = place.files / "out.wav"
-    while not path.exists() or path.stat().st_size < 44 + 3840 * count:
-        assert time.monotonic() < until
-        time.sleep(0.005)
+    wait_until(lambda: path.exists() and path.stat().st_size >= 44 + 3840 * count)
 
 
 def finished(process: subprocess.Popen[bytes], place: Place) -> tuple[list[int], list[str]]:

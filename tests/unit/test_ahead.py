@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 from code_streams import hello, sound, spoken, wire
+from processes import wait_until
 
 from voxtral_pipes.cli.ahead import ReadAhead
 from voxtral_pipes.errors import BadInputError, TruncatedError
@@ -31,13 +32,6 @@ def pieces(data: Iterable[bytes]) -> Callable[[int], bytes]:
         return piece
 
     return read
-
-
-def wait(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 def test_bytes_come_as_they_were_whatever_their_pieces() -> None:
@@ -65,13 +59,13 @@ def test_it_reads_ahead_up_to_its_limit_and_goes_on_when_there_is_room() -> None
 
     thread = threading.Thread(target=write, daemon=True)
     thread.start()
-    wait(lambda: source.most_bytes == 100_000)
-    wait(lambda: written >= 100_000)
+    wait_until(lambda: source.most_bytes == 100_000, WAIT_S)
+    wait_until(lambda: written >= 100_000, WAIT_S)
     time.sleep(0.05)
     before = written
     assert before <= 100_000 + (1 << 16) + 1000  # its buffer, and the pipe's
     assert len(source.read(50_000)) == 50_000
-    wait(lambda: written >= before + 30_000)  # a pipe gives back whole pages
+    wait_until(lambda: written >= before + 30_000, WAIT_S)  # a pipe gives back whole pages
     assert len(source.read(500_000)) == 450_000
     assert source.most_bytes == 100_000
     thread.join(WAIT_S)
@@ -104,7 +98,7 @@ def test_a_signal_is_handled_while_it_waits() -> None:
         def disturb() -> None:
             time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGUSR1)
-            wait(lambda: bool(handled))  # while `read` waits, not after it
+            wait_until(lambda: bool(handled), WAIT_S)  # while `read` waits, not after it
             os.write(writing, b"x")
             os.close(writing)
 
@@ -132,7 +126,7 @@ def test_a_signal_is_handled_while_it_waits() -> None:
 )
 def test_wrong_input_is_refused_early(data: bytes, told: str) -> None:
     source = ReadAhead(pieces([data]))
-    wait(lambda: source._ended)
+    wait_until(lambda: source._ended, WAIT_S)
     with pytest.raises(BadInputError, match=told):
         source.check_hello("codes", "vx-codec", {"family": "voxtral-tts", "fp": "1" * 16})
 
@@ -140,17 +134,17 @@ def test_wrong_input_is_refused_early(data: bytes, told: str) -> None:
 def test_a_check_takes_nothing_and_waits_for_nothing() -> None:
     data = spoken(sound(3))
     source = ReadAhead(pieces([data]))
-    wait(lambda: source._ended)
+    wait_until(lambda: source._ended, WAIT_S)
     source.check_hello("codes", "vx-codec")
     assert len(list(FrameReader(source))) == 8
     reading, writing = os.pipe()
     quiet = ReadAhead(lambda size: os.read(reading, size))
     quiet.check_hello("codes", "vx-codec")
     os.write(writing, data[:20])
-    wait(lambda: quiet.most_bytes == 20)
+    wait_until(lambda: quiet.most_bytes == 20, WAIT_S)
     quiet.check_hello("codes", "vx-codec")
     os.close(writing)
-    wait(lambda: quiet._ended)
+    wait_until(lambda: quiet._ended, WAIT_S)
     with pytest.raises(TruncatedError):
         quiet.check_hello("codes", "vx-codec")
     os.close(reading)
