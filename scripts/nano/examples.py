@@ -41,6 +41,10 @@ PARTNERED, LEAST_SHARE, MOST_SHARE = 0.4, 0.2, 0.7
 MOST_STRETCH = 1.7
 """By how much that one's word is made faster or slower for it at most."""
 PARTNER_MARGIN = RATE_HZ * 30 // 1000
+MURMURED, MOST_MURMURS = 0.35, 4
+"""Examples in which others speak in the background, of whom nothing is to be written."""
+LOUDEST_MURMUR, QUIETEST_MURMUR = 20.0, 36.0
+"""In decibels below those who speak."""
 ENDED = 0.25
 """Examples in which some silence is fed as an end."""
 _SOURCES = {
@@ -242,6 +246,10 @@ class Examples:
                         (at + int(end / speed), word)
                         for end, word in zip(one.ends, one.text.split(), strict=True)
                     ]
+            if said and self._cuts and draw.random() < MURMURED:
+                for murmur in self._murmurs(draw, row, begin, limit):
+                    placed.append(murmur)
+                    partners.append((*murmur[1:], 0.0))
             if ends and draw.random() < 0.5:  # recordings often end with their last word
                 limit = min(limit, final + int(draw.integers(RATE_HZ // 2)))
             first[row], last[row], delays[row] = begin, begin + limit, delay
@@ -294,6 +302,16 @@ class Examples:
             if alone:
                 return
             at = max(0, at + length + int(draw.uniform(low, high) * RATE_HZ))
+
+    def _murmurs(
+        self, draw: np.random.Generator, row: int, begin: int, limit: int
+    ) -> Iterator[tuple[int, int, int, int, float, float]]:
+        """Yield what is said in the background of a row, anywhere in so many samples: as it is placed."""
+        for _ in range(int(draw.integers(1, MOST_MURMURS + 1))):
+            one = self._any(draw, "mixed")
+            gain = 10 ** (-draw.uniform(LOUDEST_MURMUR, QUIETEST_MURMUR) / 20)
+            at = begin + int(draw.integers(max(1, limit - one.samples)))
+            yield row, self._starts[one.sound] + one.at, one.samples, at, float(draw.uniform(0.8, 1.3)), gain
 
     def _partner(
         self, draw: np.random.Generator, one: Utterance, at: int, speed: float, gain: float

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nano.examples import TOKEN_SAMPLES, Plan
@@ -15,6 +16,8 @@ from nano.words import RATE_HZ
 
 HISSING, HISSING_NARROW = 0.35, 0.8
 """Rows whose recordings bring their own hiss, which begins and ends with each of them as clips put together have it."""
+UNEVEN, STEEPEST_UNEVEN, SWELLS_HZ = 0.35, 1.5, 10
+"""Rows whose noise swells and fades, as gusts and handled microphones do; the deviation of its logarithm, at most."""
 TELEPHONE = 0.2
 """Rows of a telephone's bandwidth, beside those that are narrow."""
 LEAST_MARGIN, MOST_MARGIN = -0.01, 0.12
@@ -119,6 +122,11 @@ class Sounds:
             starts = (uniform(0, 1) * (len(self._noise) - self._samples)).long().clamp(min=0)
             span = (starts + torch.arange(self._samples, device=self._device)) % len(self._noise)
             noise = torch.where(some(0.35), self._noise[span].float(), noise)
+        swells = torch.randn(
+            batch, 1, self._samples * SWELLS_HZ // RATE_HZ, device=self._device, generator=draw
+        )
+        swells = F.interpolate(swells, self._samples, mode="linear")[:, 0]
+        noise = noise * torch.exp(swells * uniform(0, STEEPEST_UNEVEN) * some(UNEVEN))
         heard = torch.fft.irfft(spectrum * tilt * band, self._samples)
         noise = torch.fft.irfft(torch.fft.rfft(noise) * band, self._samples)
         loud = _power(heard[0], heard[0].abs() > 1e-3)

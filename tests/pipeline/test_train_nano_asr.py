@@ -202,6 +202,45 @@ def test_hiss_lasts_as_long_as_its_recording(packed: Path) -> None:
         assert 9.5 < 10 * np.log10(levels[0] / levels[1]) < 45.5
 
 
+def test_murmurs_are_not_to_be_heard(packed: Path) -> None:
+    """In some rows where something is said there is more, 20 to 36 dB below it, anywhere; it is not to be written."""
+    pack = read_pack(packed)
+    plan = Examples(pack, tokens=160, batch=64, seed=0).plan(0)
+    murmured = plan.gain < 10 ** (-20 / 20)
+    rows, counts = np.unique(plan.row[murmured], return_counts=True)
+    assert 10 < len(rows) < 35 and counts.max() <= 4 and set(counts) > {1}
+    assert plan.gain[murmured].min() >= 10 ** (-36 / 20) and not plan.share[murmured].any()
+    for row in range(64):
+        loud = plan.row[~murmured] == row
+        words = words_of(plan.targets[row, LEFT_PAD + int(plan.delays[row]) :].tolist())
+        # Other voices say digits, some of them in strings; nothing is heard of what is not loud.
+        assert loud.any() or (not words and row not in rows)
+    assert plan.at[murmured].min() >= LEFT_PAD * TOKEN_SAMPLES
+    undisturbed = Examples(pack, tokens=160, batch=64, seed=0, cuts=False).plan(0)
+    assert undisturbed.gain.min() > 10 ** (-20 / 20)
+
+
+def test_some_noise_swells(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In rows in which nothing is said, whose noise is even without it."""
+    pack = read_pack(packed)
+    plan = Examples(pack, tokens=160, batch=96, seed=0).plan(0)
+    silent = np.setdiff1d(np.arange(96), plan.row)
+    assert len(silent) >= 2
+
+    def spread(share: float) -> np.ndarray:
+        """Return how much the level of each row varies over tenths of a second, in decibels."""
+        monkeypatch.setattr("nano.sounds.UNEVEN", share)
+        heard = Sounds(pack, tokens=160, device=CPU)(plan, 0).numpy()[silent, LEFT_PAD * TOKEN_SAMPLES :]
+        levels = [
+            np.square(row[row != 0][: len(row) // 3 // 1600 * 1600]).reshape(-1, 1600).mean(1)
+            for row in heard
+        ]
+        return np.array([np.std(10 * np.log10(level + 1e-12)) for level in levels])
+
+    even, uneven = spread(0), spread(1)
+    assert (uneven > even - 0.1).all() and uneven.max() > even.max() + 2
+
+
 def test_partners_say_the_same_word_at_the_same_time(packed: Path) -> None:
     """Some single words have one, as loud, whose sound begins and ends with theirs; alone nothing else changes."""
     pack = read_pack(packed)
