@@ -26,8 +26,8 @@ import torch
 import triton
 import triton.language as tl
 
-AT_ONCE, LATE, FREE = 1, 2, 3
-"""When the next kernel may begin: before this one waits, after it has; or this one is launched as ever and it may."""
+LATE, FREE = 1, 2
+"""When the next kernel may begin: after this one has waited; or this one is launched as ever and it may."""
 FIRST_WITH = 9, 0
 """The compute capability."""
 
@@ -36,10 +36,8 @@ FIRST_WITH = 9, 0
 def begin(EARLY: tl.constexpr):
     """Wait until what the kernel before wrote can be read, and let the next one begin; 0 is neither."""
     if EARLY == 1:
-        tl.extra.cuda.gdc_launch_dependents()
-    if EARLY == 1 or EARLY == 2:
         tl.extra.cuda.gdc_wait()
-    if EARLY == 2 or EARLY == 3:
+    if EARLY == 1 or EARLY == 2:
         tl.extra.cuda.gdc_launch_dependents()
 
 

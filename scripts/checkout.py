@@ -13,6 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+TO_INSTALL = (
+    "scripts/setup installs what is needed, or pip install -e '.[nano]' in an environment of your own"
+)
 
 if find_spec("voxtral_pipes") is None:
     if subprocess.run([ROOT / "scripts" / "setup", "--no-tests"], check=False).returncode:

@@ -14,6 +14,7 @@ import threading
 import time
 import wave
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +321,14 @@ def options(arguments: list[str]) -> argparse.Namespace:
         help="audio, beside that of the file run, over which device memory is measured (60 on CUDA; 0 leaves it out)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.compare == "products" and args.no_pipes:
+        parser.error("--compare products times them before and after real pipes: not with --no-pipes")
+    if args.compare == "transformers" and find_spec("transformers") is None:
+        parser.error(
+            "--compare transformers: it is not installed; `scripts/setup` installs it, with the tests"
+        )
+    return args
 
 
 def main(arguments: list[str]) -> int:

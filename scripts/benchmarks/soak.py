@@ -23,6 +23,8 @@ from benchmarks.report import show
 ROOT = Path(__file__).resolve().parents[2]
 RATE_HZ, TOKEN_SAMPLES = 16000, 1280
 BLOCK_S = 10
+BEFORE_END = 60
+"""In tokens: what comes while the stream is not ended; all processes live then."""
 
 
 def block(rng: np.random.Generator) -> bytes:
@@ -33,12 +35,13 @@ def block(rng: np.random.Generator) -> bytes:
     return data
 
 
-def feed(pipe: Pipe, blocks: int) -> None:
-    """Write the whole stream; the pipe itself holds the writer back."""
+def feed(pipe: Pipe, blocks: int, seen: threading.Event) -> None:
+    """Write the whole stream; the pipe itself holds the writer back.  It ends once the memory at its end is `seen`."""
     rng = np.random.default_rng(0)
     varied = [block(rng) for _ in range(60)]
     for number in range(blocks):
         pipe.stdin.write(varied[number % len(varied)])
+    seen.wait()
     pipe.stdin.close()
 
 
@@ -46,9 +49,10 @@ def soak(path: str, hours: float, report_s: float) -> dict[str, Any]:
     """Run the stream and return memory at the tenth, the middle and the end, and the tokens that came."""
     pipe = hearing(path, "cpu", "auto", subprocess.PIPE)
     blocks = int(hours * 3600 / BLOCK_S)
-    threading.Thread(target=feed, args=(pipe, blocks), daemon=True).start()
+    seen = threading.Event()
+    threading.Thread(target=feed, args=(pipe, blocks, seen), daemon=True).start()
     expected = blocks * BLOCK_S * RATE_HZ // TOKEN_SAMPLES + 11
-    points = {expected // 10: "a tenth", expected // 2: "half", expected - 20: "the end"}
+    points = {expected // 10: "a tenth", expected // 2: "half", expected - BEFORE_END: "the end"}
     figures: dict[str, Any] = {}
     started = said = time.perf_counter()
     tokens = 0
@@ -57,6 +61,8 @@ def soak(path: str, hours: float, report_s: float) -> dict[str, Any]:
         if tokens in points:
             for name, held in pipe.resident_mb().items():
                 figures[f"{name} MB at {points[tokens]}"] = round(held, 1)
+            if tokens == expected - BEFORE_END:
+                seen.set()
         if time.perf_counter() - said > report_s:
             said = time.perf_counter()
             print(f"{tokens * 0.08 / 3600:.2f} h, {pipe.resident_mb()}", file=sys.stderr)
@@ -80,6 +86,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--report-s", type=float, default=60.0, help="seconds between progress lines")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
+    if args.hours * 3600 < BLOCK_S:
+        parser.error(f"--hours {args.hours:g}: at least {BLOCK_S} s are needed, {BLOCK_S / 3600:.4f}")
     with tempfile.TemporaryDirectory() as folder:
         maker = [sys.executable, str(ROOT / "scripts/make-random-model"), "asr", "--size", "tiny"]
         subprocess.run([*maker, f"{folder}/tiny"], check=True)

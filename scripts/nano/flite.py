@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 
 from nano.words import WORDS
 from voxtral_pipes.errors import BadInputError
@@ -90,6 +89,8 @@ class Flite:
 
     def say(self, phones: Sequence[str], voice: str, *, stretch: float, pitch_hz: float) -> tuple[Int16, int]:
         """Speak phones, `stretch` times as long as usual and about so high; return samples and their rate in Hz."""
+        import soundfile
+
         settings = {"duration_stretch": stretch, "int_f0_target_mean": pitch_hz}
         given = [part for name, value in settings.items() for part in ("--setf", f"{name}={value:.3f}")]
         said = " ".join(("pau", *phones, "pau"))

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 
 from nano.ogg import with_serial
 from nano.words import RATE_HZ
@@ -80,6 +79,8 @@ class Pack:
 
 def encode_opus(samples: Int16, rate_hz: int, serial: int, compression: float = _COMPRESSION) -> bytes:
     """Encode one channel as Ogg Opus; the same samples and the same serial give the same bytes."""
+    import soundfile
+
     out = io.BytesIO()
     with soundfile.SoundFile(
         out, "w", rate_hz, 1, "OPUS", format="OGG", compression_level=compression
@@ -95,6 +96,8 @@ def decode(stream: bytes) -> Int16:
     Raises:
         BadInputError: it cannot, or the rate is another.
     """
+    import soundfile
+
     try:
         samples, rate_hz = soundfile.read(io.BytesIO(stream), dtype="int16", always_2d=True)
     except soundfile.LibsndfileError as error:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import soxr
 
 from nano.pack import Utterance, foreign, read_archive
@@ -48,6 +47,8 @@ def decode(stream: bytes) -> Int16:
     Raises:
         BadInputError: it cannot, or the rate is another.
     """
+    import soundfile
+
     try:
         samples, rate_hz = soundfile.read(io.BytesIO(stream), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:

@@ -135,7 +135,7 @@ def test_a_pipe_that_fails_is_of_one_text(tmp_path: Path, commands: None, tiny_t
 
 def test_what_pocketsphinx_hears(said: Path, tiny_tts_model: Path) -> None:
     """espeak-ng is understood, noise is not; the ratio of their errors says so."""
-    pytest.importorskip("pocketsphinx", reason="pip install '.[nano]'")
+    pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed")
     done = listen(
         "--tts", tiny_tts_model, "--sentences", said, "--against", "espeak", "--max-frames", 12, "-n", 1, "--jobs", 1
     )  # fmt: skip

@@ -18,7 +18,7 @@ from voxtral_pipes.stages.base import Drive
 from voxtral_pipes.stages.decode import DecodeOptions, DecodeStage
 
 EOS, PAD, WORD = 2, 32, 33
-LEFT, DELAY, PROMPT = 32, 6, 39
+LEFT, PROMPT = 32, 39
 
 
 @dataclass

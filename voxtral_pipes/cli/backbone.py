@@ -52,7 +52,7 @@ def parser() -> Parser:
     group = result.add_argument_group("speech options")
     group.add_argument(
         "--max-frames", type=positive, metavar="N", default=MAX_FRAMES,
-        help="end a stream after N frames of 80 ms although the model has not ended it (2048, 164 s)",
+        help="end a stream after N frames of 80 ms although the model has not ended it (default 2048, 164 s)",
     )  # fmt: skip
     group.add_argument(
         "--codes", metavar="FILE", type=Path,

@@ -140,7 +140,11 @@ def _level(args: argparse.Namespace) -> int:
         return 0
     if args.verbose:
         return 2
-    return {"quiet": 0, "verbose": 2}.get(os.environ.get("VX_LOG", ""), 1)
+    wanted = os.environ.get("VX_LOG", "")
+    levels = {"quiet": 0, "": 1, "verbose": 2}
+    if wanted not in levels:
+        raise UsageError(f"VX_LOG={wanted!r} is neither quiet nor verbose")
+    return levels[wanted]
 
 
 def _set_signals() -> None:

@@ -100,7 +100,7 @@ def add_device(parser: Parser, *, auto_dtype: str = AUTO_DTYPE) -> None:
         "--device",
         metavar="DEVICE",
         default=os.environ.get("VX_DEVICE") or "auto",
-        help="auto, cpu, cuda or cuda:N; auto takes CUDA where it is found (VX_DEVICE)",
+        help="where to compute: auto, cpu, cuda or cuda:N; auto takes CUDA where it is found (VX_DEVICE)",
     )
     group.add_argument(
         "--dtype",

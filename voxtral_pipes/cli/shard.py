@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from voxtral_pipes.formats.shard_set import Part
 
 STDERR = 2
-PIECE_BYTES = 1 << 20
 
 
 def parser() -> Parser:
@@ -112,11 +111,11 @@ def _split(args: argparse.Namespace, log: edge.Log) -> None:
 
 def _stream(source: str) -> tuple[str, int | None, Iterable[bytes]]:
     """Return the name of the input, its size if that is known, and its bytes."""
+    from voxtral_pipes.formats.pieces import PIECE_BYTES, Pieces
+
     if source == "-":
         edge.open_stdin()  # says what is wrong with a terminal
         return "stdin", None, iter(lambda: edge.read_waiting(edge.STDIN, PIECE_BYTES), b"")
-    from voxtral_pipes.formats.pieces import Pieces
-
     path = Path(source)
     if not path.exists():
         raise NoModelError(f"there is no file {path}")
@@ -125,12 +124,12 @@ def _stream(source: str) -> tuple[str, int | None, Iterable[bytes]]:
     if path.is_file():
         whole = Pieces([path])
         return path.name, whole.size, whole.stream()
-    return path.name, None, _read(path)
+    return path.name, None, _read(path, PIECE_BYTES)
 
 
-def _read(path: Path) -> Iterator[bytes]:
+def _read(path: Path, step: int) -> Iterator[bytes]:
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(PIECE_BYTES):
+        while piece := file.read(step):
             yield piece
 
 

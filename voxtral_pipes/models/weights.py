@@ -30,12 +30,6 @@ def mistral_rows(rows: Tensor, head_dim: int) -> Tensor:
     return split.transpose(1, 2).reshape(rows.shape)
 
 
-def hf_rows(rows: Tensor, head_dim: int) -> Tensor:
-    """Return rotary rows in transformers' half-split order; the inverse of `mistral_rows`."""
-    split = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
-    return split.transpose(1, 2).reshape(rows.shape)
-
-
 def load_weights(
     checkpoint: Checkpoint, names: Iterable[str], device: torch.device, dtype: torch.dtype
 ) -> dict[str, StoredWeight]:
