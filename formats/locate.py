@@ -68,8 +68,16 @@ def cache_dir() -> Path:
     """Return the model cache, `$XDG_CACHE_HOME/voxtral-pipes/models`; it need not exist."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification says that a relative path is to be ignored.
-    root = Path(base) if base.startswith("/") else Path("~/.cache").expanduser()
+    root = Path(base) if base.startswith("/") else _home("~/.cache")
     return root / "voxtral-pipes" / "models"
+
+
+def _home(path: str) -> Path:
+    """Replace `~` by a home directory; where there is none the path stays, and is found by nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def locate_model(
@@ -106,12 +114,15 @@ def locate_tekken(
         path = Path(tokenizer)
         path = path / "tekken.json" if path.is_dir() else path
         if not path.is_file():
-            raise NoModelError(f"--tokenizer {tokenizer}: there is no such file")
+            wrong = "is not a regular file" if path.exists() else "is not there"
+            raise NoModelError(f"--tokenizer {tokenizer}: {path.name} {wrong}")
         return path
     named = model or os.environ.get(MODEL_VARIABLE[family])
     path = _existing(named, family) if named else _unnamed(family, say).path
     if path.suffix == ".json" and path.is_file() and not _is_settings(path.name):
         return path
+    if not path.is_dir() and not path.is_file():
+        raise BadModelError(f"{path} is neither a regular file nor a directory")
     home = path if path.is_dir() else path.parent
     if not (home / "tekken.json").is_file():
         raise BadModelError(
@@ -158,7 +169,7 @@ def _is_settings(name: str) -> bool:
 
 def _existing(named: str, family: str) -> Path:
     """Resolve a path, a name in the cache, or that of an embedded model, in this order."""
-    path = Path(named).expanduser() if named.startswith("~") else Path(named)
+    path = _home(named) if named.startswith("~") else Path(named)
     if path.exists():
         return path
     if "/" not in named:

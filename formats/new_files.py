@@ -60,7 +60,7 @@ class NewFiles:
             OutputError: that name is taken, or nothing can be written there.
         """
         refuse_existing(final)
-        new = _New(final, final.with_name(f".{final.name[:200]}.{os.getpid()}.tmp"))
+        new = _New(final, final.with_name(f".vx-{os.getpid()}-{len(self._files)}.tmp"))
         self._files.append(new)  # before it is made: a signal may come in between
         try:
             descriptor = os.open(new.unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

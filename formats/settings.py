@@ -145,4 +145,5 @@ class Settings:
     def expect(self, key: str, *allowed: object) -> None:
         """Check that a setting, where it is present, has a value that this program implements."""
         if self.has(key) and self._values[key] not in allowed:
-            raise self.fail(key, f"is {self._values[key]!r:.40}; only {allowed[0]!r} is supported")
+            known = " and ".join(map(repr, allowed)) + (" is" if len(allowed) == 1 else " are")
+            raise self.fail(key, f"is {self._values[key]!r:.40}; only {known} supported")

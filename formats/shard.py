@@ -87,8 +87,7 @@ def split_raw(
     for path in sorted(out_dir.iterdir()):
         if RAW_NAME.fullmatch(path.name):
             refuse_existing(path)
-    if manifest:
-        refuse_existing(out_dir / MANIFEST)
+    refuse_existing(out_dir / MANIFEST)  # also one of other pieces: these would not fit to it
     whole = hashlib.sha256()
     parts: list[Part] = []
     writer: Writer | None = None
@@ -198,8 +197,7 @@ def split_gguf(
     for path in sorted(home.iterdir()):
         if (part := part_of(path.name)) and part["stem"] == stem:
             refuse_existing(path)
-    if manifest:
-        refuse_existing(home / MANIFEST)
+    refuse_existing(home / MANIFEST)
     source = table.source
     whole = hashlib.sha256()
     if manifest:
@@ -239,9 +237,11 @@ def _part(table: GgufTable, entries: Sequence[Entry], number: int, count: int) -
     kept = kept_spans(table) if number == 0 else []
     alignment = table.alignment if number == 0 else ALIGNMENT
     added = _split_keys(number, count, len(table.entries))
-    head = b"".join(header(table, kept, 3, added, entries, alignment))
-    yield head
-    yield bytes(-len(head) % alignment)
+    size = 0
+    for piece in header(table, kept, 3, added, entries, alignment):
+        size += len(piece)
+        yield piece
+    yield bytes(-size % alignment)
     for entry in entries:
         yield from table.source.stream(entry.begin, entry.nbytes)
         yield bytes(-entry.nbytes % alignment)

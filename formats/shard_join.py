@@ -45,10 +45,13 @@ def join_bytes(shards: ShardSet) -> tuple[int, Iterator[bytes]]:
     tables = tables_of(shards.paths)
     first, entries = tables[0], [entry for table in tables for entry in table.entries]
     kept = kept_spans(first)
-    head = b"".join(header(first, kept, 0, b"", entries, first.alignment))
-    size = len(head) + sum(padded(entry.nbytes, first.alignment) for entry in entries[:-1])
+
+    def head() -> Iterator[bytes]:  # metadata may be large: once for their size, and once as they go out
+        return header(first, kept, 0, b"", entries, first.alignment)
+
+    size = sum(map(len, head())) + sum(padded(entry.nbytes, first.alignment) for entry in entries[:-1])
     size += entries[-1].nbytes if entries else 0
-    return size, _join_gguf(shards, tables, head)
+    return size, _join_gguf(shards, tables, head())
 
 
 def _join_raw(shards: ShardSet) -> Iterator[bytes]:
@@ -64,8 +67,8 @@ def _join_raw(shards: ShardSet) -> Iterator[bytes]:
         check.end()
 
 
-def _join_gguf(shards: ShardSet, tables: Sequence[GgufTable], head: bytes) -> Iterator[bytes]:
-    yield head
+def _join_gguf(shards: ShardSet, tables: Sequence[GgufTable], head: Iterator[bytes]) -> Iterator[bytes]:
+    yield from head
     due = 0  # padding of the tensor before, so that the last one gets none
     for path, table in zip(shards.paths, tables, strict=True):
         if shards.manifest:  # before any of it goes out; the second reading finds it in memory

@@ -138,9 +138,8 @@ def decode(block: bytes, encoding: str) -> Samples:
         return (np.frombuffer(block, "<i4") << 8).astype(np.float32) / np.float32(2**31)
     if encoding == "s32":
         return np.frombuffer(block, "<i4").astype(np.float32) / np.float32(2**31)
-    with np.errstate(
-        over="ignore"
-    ):  # what float32 cannot hold becomes infinite, and the reader deals with that
+    # What float32 cannot hold becomes infinite or NaN, and the reader deals with that.
+    with np.errstate(over="ignore", invalid="ignore"):
         return np.frombuffer(block, {"f32": "<f4", "f64": "<f8"}[encoding]).astype(np.float32)
 
 
@@ -206,7 +205,8 @@ class WavReader:
         self._advice = advice
         self._pending = bytearray()
         self._skip = 0
-        self._step = self._magic if raw is None else self._data
+        self._raw = raw is not None
+        self._step = self._data if self._raw else self._magic
         self._out: list[Samples] = []
         self._received = 0
         self._data_bytes = 0
@@ -275,7 +275,10 @@ class WavReader:
             BadInputError: there was nothing, or it ended inside the header.
         """
         if not self._received:
-            raise BadInputError("no audio: the input is empty; pipe a WAV in or say what it is with --raw")
+            raise BadInputError(
+                "no audio: the input is empty"
+                + ("" if self._raw else "; pipe in a WAV, or bare samples with --raw")
+            )
         if self._format is None or not self.ready:
             head = bytes(self._pending[:4])
             if self._step == self._magic and not any(magic.startswith(head) for magic in WAV_MAGIC):

@@ -178,7 +178,7 @@ def test_two_dashes_end_the_options_and_are_no_operand(probe: list[str]) -> None
         ([], "verbose", ["an error", "warning: a warning", "a note"]),
         (["-q"], "verbose", ["an error"]),
         (["-v"], "quiet", ["an error", "warning: a warning", "a note"]),
-        ([], "nonsense", ["an error", "warning: a warning"]),
+        ([], "nonsense", ["VX_LOG='nonsense' is neither quiet nor verbose"]),
     ],
 )
 def test_how_much_is_said(probe: list[str], options: list[str], variable: str, lines: list[str]) -> None:

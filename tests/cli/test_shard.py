@@ -273,10 +273,54 @@ def test_a_join_that_is_killed_leaves_nothing_under_its_name(tmp_path: Path) -> 
         with (home / name).open("wb") as file:
             file.truncate(4 << 30)
     with subprocess.Popen([*SHARD, "join", "-q", str(home), str(tmp_path / "out")]) as process:
-        wait_until(lambda: any(tmp_path.glob(".out.*")), WAIT_S)
+        wait_until(lambda: any(tmp_path.glob(".vx-*.tmp")), WAIT_S)
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT_S) == -signal.SIGTERM
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]
+
+
+def test_names_as_long_as_they_may_be(whole: Path, tmp_path: Path) -> None:
+    """Their temporary names were too long, or all the same."""
+    prefix = "p" * 200
+    good("split", "--style", "gguf-split", "--size", "30K", whole, tmp_path / prefix)
+    good("join", next(tmp_path.glob(f"{prefix}-00001-of-*")), tmp_path / ("\u00e9" * 122 + ".gguf"))
+
+
+@pytest.mark.parametrize("style", ["raw", "gguf-split"])
+def test_pieces_do_not_come_beside_a_manifest_of_others(whole: Path, tmp_path: Path, style: str) -> None:
+    """verify and join took the pieces for foreign ones then."""
+    home = tmp_path / "shards"
+    good("split", "--manifest", "--size", "30K", whole, home)
+    for piece in home.glob("shard-*"):
+        piece.unlink()
+    done = run("split", "--style", style, "--size", "40K", whole, f"{home}/")
+    assert done.returncode == 1 and b"manifest.json exists already" in done.stderr
+    assert names(home) == ["manifest.json"]
+
+
+def test_large_metadata_are_not_held(tmp_path: Path) -> None:
+    """They were, several times."""
+    pairs, size = struct.pack("<Q1sIIQ", 1, b"k", 9, 0, 200 << 20), 200 << 20
+    tensor = struct.pack("<Q1sIQIQ", 1, b"t", 1, 8, 0, 0)
+    path = tmp_path / "large.gguf"
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + pairs)
+        file.seek(size, 1)
+        file.write(tensor)
+        file.write(bytes(-file.tell() % 32 + 32))
+    limit = 150 << 20  # torch is not imported here: the commands take some 30 MB
+
+    def little(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*SHARD, *map(str, arguments)], capture_output=True, timeout=WAIT_S, env=environment(), check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+        )  # fmt: skip
+
+    done = little("split", "--style", "gguf-split", "--size", "1G", path, tmp_path / "part")
+    assert done.returncode == 0, done.stderr
+    done = little("join", tmp_path / "part-00001-of-00001.gguf", tmp_path / "again.gguf")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again.gguf").stat().st_size == path.stat().st_size
 
 
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:

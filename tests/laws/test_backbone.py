@@ -349,8 +349,36 @@ def test_saved_codes_must_be_whole_of_this_model_and_codes() -> None:
         SavedCodes(pipe("hidden", hidden_of(hidden())))
 
 
+@pytest.mark.parametrize("stream", [0, None])
+def test_saved_codes_with_an_error_are_not_whole(stream: int | None) -> None:
+    """They were spoken as far as they went, and the command ended with 0."""
+    fields = {"code": "failed", "msg": "boom", "by": "vx-flow", "fatal": stream is None}
+    with pytest.raises(BadInputError, match="an error of vx-flow: boom"):
+        saved([*list(code_frames(0, ROWS))[:-1], Frame("error", stream, fields=fields), Frame("end")])
+
+
+def test_saved_codes_of_a_shape_that_is_none() -> None:
+    for shape in ((0, 2**62), (2**62, 0)):
+        codes = Tensor("u16", shape, b"")
+        with pytest.raises(BadInputError, match="holds no tensor codes"):
+            saved(
+                [
+                    Frame("open", 0),
+                    Frame("data", 0, 0, tensors={"codes": codes}),
+                    Frame("end", 0, 1),
+                    Frame("end"),
+                ]
+            )
+
+
 def test_saved_codes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SavedCodes, "MAX_BYTES", ROWS.nbytes)
+    """In bytes of codes, and of frames and streams that bring none."""
+    monkeypatch.setattr(SavedCodes, "MAX_BYTES", ROWS.nbytes + 2 * SavedCodes.FRAME_BYTES)
     saved([*code_frames(0, ROWS), Frame("end")])
+    for stream in range(2):
+        saved([Frame("open", stream), Frame("end", stream, 0), Frame("end")])
+    many = [frame for stream in range(9) for frame in (Frame("open", stream), Frame("end", stream, 0))]
+    with pytest.raises(BadInputError, match="MiB of codes"):
+        saved([*many, Frame("end")])
     with pytest.raises(BadInputError, match="MiB of codes"):
         saved([*code_frames(0, ROWS, ROWS[:1]), Frame("end")])

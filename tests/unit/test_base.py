@@ -142,6 +142,14 @@ def test_the_clock_must_be_ticks_per_second(rate: Any) -> None:
 # --- models
 
 
+def test_streams_that_errors_have_closed_are_forgotten() -> None:
+    """They were counted for ever."""
+    error = Frame("error", 0, fields={"code": "failed", "msg": "m", "by": "t", "fatal": False})
+    run = Drive(Adding(), [hello(), *(Frame("open", 0), error) * 3, END])
+    assert [frame.kind for frame in run.run()] == ["hello", *["open", "error"] * 3, "end"]
+    assert run.failed and not run.outgoing._sent
+
+
 def test_two_models_in_one_pipe_are_refused() -> None:
     own = {"family": "asr", "fp": "aa"}
     for theirs in ({"family": "tts", "fp": "aa"}, {"family": "asr", "fp": "bb"}):

@@ -204,8 +204,18 @@ def test_logits_that_are_not_finite_close_the_stream() -> None:
         ({"left_pad_tokens": 10**6}, "left_pad_tokens"),
         ({"delay_tokens": 6, "left_pad_tokens": 32, "prompt_tokens": 38}, "prompt_tokens"),
         ({"delay_tokens": True}, "delay_tokens"),
+        ({"left_pad_tokens": 8192}, r"a prompt of 1 \+ 8192 \+ 6 tokens"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(meta: dict, said: str) -> None:
     with pytest.raises(BadInputError, match=said):
         stage_of(Script({})).open(0, meta)
+
+
+def test_states_are_kept_for_few_kinds_of_streams() -> None:
+    """Each holds a ring of keys and values: an input could have filled the memory with them."""
+    stage = stage_of(Script({}))
+    for delay in (6, 6, 1, 6, 2, 3, 6):
+        stream, _ = stage.open(0, settings(delay=delay))
+        assert list(stream.flush()) == []
+    assert {delay: len(states) for (delay, _), states in stage._idle.items()} == {3: 1, 6: 1}

@@ -252,6 +252,14 @@ def test_values_that_are_no_audio_become_zero_with_one_warning(code: str, values
     assert len(said) == 1 and "NaN" in said[0]
 
 
+def test_a_nan_that_signals_is_as_quiet_as_another() -> None:
+    """numpy warned of it by itself."""
+    body = struct.pack("<dQd", 0.5, 0x7FF4000000000000, 0.5)
+    samples, said, _ = read(riff(fmt(3, 64), b"data\0\0\0\0") + body)
+    np.testing.assert_array_equal(samples[:, 0], [0.5, 0, 0.5])
+    assert len(said) == 1 and "NaN" in said[0]
+
+
 @pytest.mark.parametrize(
     ("head", "named"),
     [

@@ -323,7 +323,7 @@ def test_audio_settings(home: Path, tmp_path: Path) -> None:
         ({"transcription_delay_ms": 100}, "multiple of 80"),
         ({"sampling_rate": 24000}, "sampling_rate"),
         ({"transcription_format": "instruct"}, "transcription_format"),
-        ({"frame_rate": 7}, "does not divide"),
+        ({"frame_rate": 6.25}, "only 12.5 is supported"),
         ({"transcription_delay_ms": 0}, "transcription_delay_ms"),
         ({"streaming_n_left_pad_tokens": -1}, "streaming_n_left_pad_tokens"),
         ({"audio_encoding_config": encoding | {"num_mel_bins": 0}}, "num_mel_bins"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
-from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, given_path, positive
 from voxtral_pipes.cli.watch import Watch
 from voxtral_pipes.config import MAX_FRAMES, TTS_RATE_HZ
 from voxtral_pipes.errors import BadInputError, VoxError
@@ -16,6 +16,7 @@ from voxtral_pipes.formats.family import TTS
 
 if TYPE_CHECKING:
     from voxtral_pipes.cli.feedback import Listener
+    from voxtral_pipes.formats.frame import Frame
     from voxtral_pipes.formats.locate import ModelFiles
     from voxtral_pipes.formats.tekken import Tekken
     from voxtral_pipes.models.backbone import Speaker
@@ -46,7 +47,7 @@ def parser() -> Parser:
         help="print the voices of the model, one a line: name, language, rows; then exit",
     )  # fmt: skip
     group.add_argument(
-        "--voices", metavar="DIR", type=Path,
+        "--voices", metavar="DIR", type=given_path,
         help="where the embeddings of the voices are, NAME.pt or NAME.safetensors (voice_embedding beside the weights)",
     )  # fmt: skip
     group = result.add_argument_group("speech options")
@@ -55,7 +56,7 @@ def parser() -> Parser:
         help="end a stream after N frames of 80 ms although the model has not ended it (default 2048, 164 s)",
     )  # fmt: skip
     group.add_argument(
-        "--codes", metavar="FILE", type=Path,
+        "--codes", metavar="FILE", type=given_path,
         help="take the codes of each frame from a saved stream of codes (vx-flow | tee FILE) instead of from vx-flow",
     )  # fmt: skip
     add_model(result, TTS, what="where the weights are", tokenizer=True)
@@ -72,16 +73,23 @@ def main() -> int:
 def _work(args: argparse.Namespace, log: edge.Log) -> int:
     if args.list_voices:
         return _list(args, log)
-    source, output = edge.open_stdin(), edge.Output(binary=True, force=args.force)
+    loop = _Loop(args, log)
+    source, output = edge.open_stdin(loop.wait), edge.Output(binary=True, force=args.force)
     edge.survive_interrupt()
     from voxtral_pipes.config import BackboneConfig
     from voxtral_pipes.stages.base import Hello
 
     hello = Hello({"hidden": {"d": "f32", "h": [-1, BackboneConfig().dim]}})
-    loop = _Loop(args, log)
     try:
         return edge.filter_frames(
-            NAME, hello, lambda: _make(args, loop, log), source, output, log, rate_hz=TTS_RATE_HZ
+            NAME,
+            hello,
+            lambda: _make(args, loop, log),
+            source,
+            output,
+            log,
+            rate_hz=TTS_RATE_HZ,
+            through=loop.until_end,
         )
     finally:
         loop.close()
@@ -94,6 +102,7 @@ class _Loop:
         self._path: Path | None = args.codes
         self._log = log
         self._listener: Listener | None = None
+        self._ended = False
         self.watch = Watch()
         """For the codes."""
 
@@ -107,6 +116,22 @@ class _Loop:
         edge.before_death(listener.close)
         listener.listen()
         return listener
+
+    def wait(self, descriptor: int) -> None:
+        """Wait for text.
+
+        Raises:
+            BrokenPipeError: vx-flow has gone meanwhile, and nobody is left to speak to.
+        """
+        # Behind the end of the text it goes when it likes.
+        if self._listener is not None and not self._ended:
+            self._listener.wait(descriptor)
+
+    def until_end(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Pass on frames, and see whether they have come to the end of the pipe."""
+        for frame in frames:
+            self._ended = frame.stream is None and frame.kind in ("end", "error")
+            yield frame
 
     def close(self) -> None:
         """Leave no socket behind."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
 from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.family import ASR
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ def make(args: argparse.Namespace, log: edge.Log) -> DecodeStage:
     ids = SpecialIds() if tekken is None else SpecialIds.of(tekken)
     checkpoint = AsrCheckpoint(files)
     config = checkpoint.config
+    highest, known = max(ids.bos, ids.eos, ids.pad), config.decoder.vocab_size
+    if highest >= known:
+        raise BadModelError(
+            f"{args.tokenizer or 'tekken.json'}: a special token has the id {highest}, the model knows {known} ids"
+        )
     tensors = load_stage(checkpoint, decoder_shapes(config), args, log)
     options = DecodeOptions(args.stop_at_eos, args.blank_guard, args.logprobs)
     return DecodeStage(Decoder.of(tensors, config.decoder), config, ids, options, checkpoint.identity)

@@ -61,4 +61,6 @@ def _work(args: argparse.Namespace, log: edge.Log) -> int:
     stage = Detok(read_vocabulary(args, log, ASR), args.format, report=log.error, warn=log.warn)
     for text in stage.run(edge.passing_errors(FrameReader(source), log)):
         output.write(text.encode(errors="replace"))
+    if not stage.failed:
+        edge.refuse_more(source)
     return 1 if stage.failed else 0

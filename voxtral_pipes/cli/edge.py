@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from voxtral_pipes.errors import OutputError, TruncatedError, UsageError, VoxError
+from voxtral_pipes.errors import BadInputError, OutputError, TruncatedError, UsageError, VoxError
 from voxtral_pipes.kernels.waiting import wait_briefly
 
 if TYPE_CHECKING:
@@ -252,6 +252,20 @@ def open_stdin(wait: Callable[[int], object] = lambda descriptor: None) -> io.Bu
     return io.BufferedReader(_Stdin(wait), 1 << 16)
 
 
+def refuse_more(source: ByteSource) -> None:
+    """Look behind the end of the pipe, at what has come already; for more nobody waits.
+
+    Raises:
+        BadInputError: there is something.
+    """
+    if isinstance(source, io.BufferedReader) and isinstance(source.raw, _Stdin):
+        source.raw.at_hand = True
+        if source.peek(1):
+            raise BadInputError(
+                "more follows the end of the pipe, and is not read: two outputs were joined on one pipe"
+            )
+
+
 def read_waiting(descriptor: int, size: int) -> bytes:
     """Read what is there, up to `size` bytes; nothing only at the end of the input.
 
@@ -269,12 +283,16 @@ class _Stdin(io.RawIOBase):
 
     def __init__(self, wait: Callable[[int], object]) -> None:
         self._wait = wait
+        self.at_hand = False
+        """What is not there yet counts as the end of the input."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         view = memoryview(buffer).cast("B")
+        if self.at_hand and not select.select([STDIN], [], [], 0)[0]:
+            return 0
         self._wait(STDIN)
         data = read_waiting(STDIN, len(view))
         view[: len(data)] = data
@@ -350,6 +368,8 @@ def filter_frames(
         drive = Drive(make(), frames, report=log.error, ready=settle)
         for frame in drive.run():
             write_frames([frame], output)
+        if not drive.failed:
+            refuse_more(source)
         return 1 if drive.failed else 0
     except (BrokenPipeError, OutputError):
         raise

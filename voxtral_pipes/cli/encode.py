@@ -46,16 +46,18 @@ def work(args: argparse.Namespace, log: edge.Log) -> int:
     from voxtral_pipes.stages.base import Hello
 
     nominal = AsrConfig()
-    if args.chunk_ms is not None and args.chunk_ms % nominal.audio.token_ms:
-        raise UsageError(f"--chunk-ms {args.chunk_ms} is not a multiple of {nominal.audio.token_ms}")
-    if args.chunk_ms is not None and args.chunk_ms > MAX_CHUNK_MS:
-        raise UsageError(f"--chunk-ms {args.chunk_ms}: {MAX_CHUNK_MS} is the most")
     hello = Hello({"embeds": {"d": "f32", "h": [-1, nominal.decoder.dim]}})
     return edge.filter_frames(NAME, hello, lambda: make(args, log), source, output, log)
 
 
 def make(args: argparse.Namespace, log: edge.Log) -> EncodeStage:
     """Load the encoder; the model is looked for before torch is imported, which takes a second."""
+    from voxtral_pipes.models.tokens import TOKEN_MS
+
+    if args.chunk_ms is not None and args.chunk_ms % TOKEN_MS:
+        raise UsageError(f"--chunk-ms {args.chunk_ms} is not a multiple of {TOKEN_MS}")
+    if args.chunk_ms is not None and args.chunk_ms > MAX_CHUNK_MS:
+        raise UsageError(f"--chunk-ms {args.chunk_ms}: {MAX_CHUNK_MS} is the most")
     from voxtral_pipes.formats.locate import locate_model
 
     files = locate_model(args.model, ASR, log.warn)

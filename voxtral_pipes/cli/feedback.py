@@ -12,6 +12,7 @@ import io
 import os
 import queue
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -41,6 +42,8 @@ LOOK_S = 0.2
 """How often is looked whether anyone is left to wait for."""
 MAX_FRAME_BYTES = 1 << 16
 PROTO = 1
+_GONE = getattr(select, "POLLRDHUP", 0)
+"""Asked for where there is such a thing; that both directions are closed is told anyway."""
 _PREFIX, _NAME = "vx-", "fb"
 _MAX_PATH = 107 if sys.platform == "linux" else 103
 
@@ -145,6 +148,15 @@ class Listener:
             )
         self._channel = channel
 
+    def wait(self, descriptor: int) -> None:
+        """Wait until a descriptor can be read, or has ended.
+
+        Raises:
+            BrokenPipeError: vx-flow has gone before.
+        """
+        if self._channel is not None:
+            self._channel.wait_beside(descriptor)
+
     def limit(self, stream: int) -> None:
         """Answer that the number of frames is not known."""
 
@@ -231,6 +243,18 @@ class Channel:
     def close(self) -> None:
         """Hang up."""
         self._connection.close()
+
+    def wait_beside(self, descriptor: int) -> None:
+        """Wait until `descriptor` can be read, or has ended.
+
+        Raises:
+            BrokenPipeError: vx-flow has gone before.
+        """
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.register(self._connection, _GONE)
+        if descriptor not in dict(poll.poll()):
+            raise BrokenPipeError
 
     def take(self, stream: int, frame: int) -> list[int] | None:
         """Wait for the codes of a frame, offset included; None if vx-flow wants no more of this stream.

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voxtral_pipes.cli import edge
-from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, positive
+from voxtral_pipes.cli.options import Parser, add_device, add_general, add_model, given_path, positive
 from voxtral_pipes.cli.watch import Watch
 from voxtral_pipes.config import GUIDANCE, MAX_EULER_STEPS, TTS_RATE_HZ
-from voxtral_pipes.errors import BadInputError
+from voxtral_pipes.errors import BadInputError, UsageError
 from voxtral_pipes.formats.family import TTS
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def parser() -> Parser:
         help="same seed, same codes, bit for bit on one device (else drawn; -v shows it, and the open frame holds it)",
     )  # fmt: skip
     group.add_argument(
-        "--noise", type=Path, metavar="FILE",
+        "--noise", type=given_path, metavar="FILE",
         help="take the noise from FILE, npy [frames,36]: row f is for frame f, the end too; one stream only",
     )  # fmt: skip
     group.add_argument(
@@ -164,6 +164,8 @@ def _options(args: argparse.Namespace, width: int, default_steps: int, log: edge
 
     from voxtral_pipes.stages.flow import FlowOptions
 
+    if args.noise is not None and args.seed is not None:
+        raise UsageError("--seed draws the noise that --noise gives: one of them")
     noise = None if args.noise is None else _noise(args.noise, width)
     seed = secrets.randbits(32) if args.seed is None else args.seed
     steps = default_steps if args.steps is None else args.steps

@@ -32,7 +32,7 @@ def parser() -> Parser:
         "level), padded for recognition. Several files become the streams 0, 1, ... of one pipe.",
         "arecord -q -f S16_LE -r 16000 -c 1 | vx-mel | vx-encode -m DIR | vx-decode -m DIR | vx-detok -m DIR",
     )
-    result.add_argument("files", nargs="*", metavar="FILE", help="WAV files; - or none is stdin")
+    result.add_argument("files", nargs="*", type=given, metavar="FILE", help="WAV files; - or none is stdin")
     result.add_argument(
         "--raw",
         metavar="FMT:RATE:CH",
@@ -74,8 +74,6 @@ def parser() -> Parser:
 def work(args: argparse.Namespace, log: edge.Log) -> int:
     """Run the command."""
     names: list[str] = args.files or ["-"]
-    if args.delay_ms is not None and args.delay_ms not in DELAYS_MS:
-        raise UsageError(f"--delay-ms {args.delay_ms}: the model knows 80 to 1200 in steps of 80, and 2400")
     if names.count("-") > 1:
         raise UsageError("- (stdin) can be read once only")
     if "-" in names:
@@ -85,10 +83,14 @@ def work(args: argparse.Namespace, log: edge.Log) -> int:
     from voxtral_pipes.stages.base import Outgoing
     from voxtral_pipes.stages.mel import mel_hello
 
-    raw = parse_raw(args.raw) if args.raw is not None else None
     outgoing = Outgoing(NAME)
     said_hello = False
     try:
+        if args.delay_ms is not None and args.delay_ms not in DELAYS_MS:
+            raise UsageError(
+                f"--delay-ms {args.delay_ms}: the model knows 80 to 1200 in steps of 80, and 2400"
+            )
+        raw = parse_raw(args.raw) if args.raw is not None else None
         stage = _stage(args)
         edge.write_frames([outgoing.hello(stage.hello(), stage.config.rate_hz)], output)
         said_hello = True

@@ -84,7 +84,10 @@ def add_model(parser: Parser, family: str, *, what: str, tokenizer: bool = False
     )
     if tokenizer:
         group.add_argument(
-            "--tokenizer", metavar="FILE", help="tekken.json to use instead of the one beside the weights"
+            "--tokenizer",
+            type=given,
+            metavar="FILE",
+            help="tekken.json to use instead of the one beside the weights",
         )
 
 
@@ -115,6 +118,11 @@ def given(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("an empty name names nothing")
     return text
+
+
+def given_path(text: str) -> Path:
+    """Parse a path that must not be empty: Path("") is the present directory."""
+    return Path(given(text))
 
 
 def positive(text: str) -> int:

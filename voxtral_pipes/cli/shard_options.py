@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from voxtral_pipes import __version__
-from voxtral_pipes.cli.options import Parser, add_general
+from voxtral_pipes.cli.options import Parser, add_general, given, given_path
 
 NAME = "vx-shard"
 SIZE = "512M"
@@ -68,10 +67,10 @@ def _split_parser(commands: argparse._SubParsersAction[_Command]) -> None:
         example="vx-shard split --manifest voxtral-tts-q4.gguf shards/",
     )
     result.add_argument(
-        "source", metavar="IN", help="the file to cut; - is standard input (--style raw only)"
+        "source", type=given, metavar="IN", help="the file to cut; - is standard input (--style raw only)"
     )
     result.add_argument(
-        "out", metavar="OUT",
+        "out", type=given, metavar="OUT",
         help="raw: the directory for the pieces, which is made; gguf-split: what the names of the parts begin with, or "
         "a directory",
     )  # fmt: skip
@@ -106,7 +105,7 @@ def _join_parser(commands: argparse._SubParsersAction[_Command]) -> None:
         example="vx-shard join shards/ voxtral-tts-q4.gguf",
     )
     _add_pieces(result, "the pieces: their directory, any one of them, or their manifest")
-    result.add_argument("out", metavar="OUT", help="the file to make; - is standard output")
+    result.add_argument("out", type=given, metavar="OUT", help="the file to make; - is standard output")
     add_general(result, what="data")
 
 
@@ -142,7 +141,7 @@ def _info_parser(commands: argparse._SubParsersAction[_Command]) -> None:
 
 
 def _add_pieces(result: Parser, what: str) -> None:
-    result.add_argument("source", type=Path, metavar="IN", help=what)
+    result.add_argument("source", type=given_path, metavar="IN", help=what)
 
 
 def byte_count(text: str) -> int:

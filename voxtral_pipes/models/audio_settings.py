@@ -45,6 +45,7 @@ def _from_tekken(path: Path, needs_audio: bool) -> AudioConfig:
     audio.expect("transcription_format", "streaming")
     published = AudioConfig()
     audio.expect("sampling_rate", published.rate_hz)
+    audio.expect("frame_rate", published.frame_rate_hz)  # delays, times and options count in tokens of 80 ms
     config = AudioConfig(
         rate_hz=audio.integer("sampling_rate", published.rate_hz),
         frame_rate_hz=audio.positive("frame_rate", published.frame_rate_hz),

@@ -8,7 +8,8 @@ imported.  Spec: asr.md sections 10, 13 and 14; tts.md sections 2 and 11; format
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from math import prod
 
@@ -121,11 +122,28 @@ class Checkpoint:
                     f"{list(shape)}"
                 )
 
+        most: dict[str, int] = {}
+        for stack, number in (place for name in expected for place in _places(name)):
+            most[stack] = max(number, most.get(stack, 0))
+        for name in self._stored:
+            for stack, number in _places(name):
+                if number > most.get(stack, number):
+                    raise BadModelError(
+                        f"{self.label}: {name} is there, but the hyperparameters ask for no more than "
+                        f"{stack}{most[stack]}"
+                    )
+
     def _shapes(self) -> dict[str, Shape]:
         return {name: self.info(name).shape for name in self._stored}
 
     def _no_params(self) -> BadModelError:
         return BadModelError(f"there is no params.json beside {self.label}")
+
+
+def _places(name: str) -> Iterator[tuple[str, int]]:
+    """Yield each stack that a tensor belongs to, as the name in front of the number, and the number."""
+    for match in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+        yield name[: match.start()], int(match.group())
 
 
 class AsrCheckpoint(Checkpoint):

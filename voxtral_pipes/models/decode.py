@@ -27,6 +27,8 @@ from voxtral_pipes.models.stack import Stack, StackState
 
 CHOSEN = -1
 """Stands for a token: the one that the step before has chosen, in states that were made with `finish`."""
+MAX_DELAYS = 32
+"""For which norms are kept: more than there are."""
 EMBEDDING = "mm_streams_embeddings.embedding_module.tok_embeddings.weight"
 
 
@@ -131,6 +133,8 @@ class Decoder:
                 (block.ffn_norm.float() * (1 + _float32(up, F.gelu(_float32(down, t))))).to(self.stack.dtype)
                 for block, (down, up) in zip(self.stack.blocks, self.conditions, strict=True)
             )
+            if len(self._ffn_norms) >= MAX_DELAYS:
+                del self._ffn_norms[next(iter(self._ffn_norms))]
             self._ffn_norms[delay_tokens] = known
         return known
 

@@ -86,7 +86,9 @@ class Flow:
         semantic = self.semantic(hidden, allow_end=allow_end)
         x = self.integrate(hidden.to(self.dtype), noise.to(self.device, torch.float32), steps, guidance)
         half = (self.config.acoustic_levels - 1) / 2
-        acoustic = torch.round(half * (x.clamp(-1, 1) + 1)).to(torch.int64)  # ties to even
+        # Ties to even.  What is no number becomes a code of no codebook, on every device alike.
+        levels = torch.round(half * (x.clamp(-1, 1) + 1)).nan_to_num(nan=-1.0 - CODE_OFFSET)
+        acoustic = levels.to(torch.int64)
         acoustic = acoustic.masked_fill((semantic == END_AUDIO)[:, None], EMPTY_AUDIO)
         return torch.cat((semantic[:, None], acoustic + CODE_OFFSET), dim=1)
 

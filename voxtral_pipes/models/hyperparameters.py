@@ -180,6 +180,11 @@ def _checked(config: AsrConfig, label: str) -> AsrConfig:
     for name, head_dim in (("decoder", decoder.head_dim), ("encoder", encoder.head_dim)):
         exact_div(head_dim, 2, f"{label}: {name} head size")
     exact_div(decoder.dim, 2, f"{label}: decoder width")  # the time embedding is half cosines, half sines
+    if 2 * encoder.downsample != config.audio.token_frames:  # the second convolution halves the frames
+        raise BadModelError(
+            f"{label}: the encoder makes one embedding of {2 * encoder.downsample} mel frames, the audio settings "
+            f"have {config.audio.token_frames} in a token"
+        )
     if encoder.n_mels != config.audio.n_mels:
         raise BadModelError(
             f"{label}: the encoder takes {encoder.n_mels} mel bands, the audio settings {config.audio.n_mels}"

@@ -16,7 +16,7 @@ from voxtral_pipes.config import MAX_FRAMES, TTS_FRAME_TICKS, TTS_RATE_HZ, Backb
 from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame
 from voxtral_pipes.kernels.precision import Precision
-from voxtral_pipes.models.codes import END_AUDIO, check_row
+from voxtral_pipes.models.codes import END_AUDIO, check_row, is_codes
 from voxtral_pipes.models.prompt import PromptIds
 from voxtral_pipes.stages.base import Hello, Incoming, Output, check_models
 
@@ -105,7 +105,7 @@ class BackboneStage:
     def hello(self) -> Hello:
         """Describe the output: `hidden`, in the dtype it is computed in, and where to answer."""
         hidden = {"d": self._precision, "h": [-1, self.config.dim]}
-        return Hello({"hidden": hidden}, self._model, feedback=self.codes.announcement)
+        return Hello({"hidden": hidden}, self._model, ticks_hz=TTS_RATE_HZ, feedback=self.codes.announcement)
 
     def prepare(self) -> None:
         """Load the model while vx-flow connects and loads its own."""
@@ -171,6 +171,12 @@ class BackboneStream:
             return  # nothing was said then
         hidden = stage.speaker.begin(prompt, limit)
         for frame in range(limit):
+            hidden = hidden.cpu()
+            if not hidden.isfinite().all():
+                raise BadInputError(
+                    f"the hidden state of frame {frame} is not finite: the weights are damaged, or --dtype f32 is "
+                    "needed"
+                )
             yield Output(TTS_FRAME_TICKS * frame, TTS_FRAME_TICKS, {"hidden": send_rows(hidden)})
             codes = stage.codes.take(self._stream, frame)
             if codes is None or self._ends(codes, frame) or options.stopped():
@@ -201,6 +207,8 @@ class SavedCodes:
 
     announcement = None
     MAX_BYTES = 256 << 20
+    FRAME_BYTES = 256
+    """What a frame or a stream takes beside its codes."""
 
     def __init__(self, frames: Iterable[Frame], model: Mapping[str, str] | None = None) -> None:
         """Read all frames.
@@ -213,24 +221,31 @@ class SavedCodes:
         rows: dict[int, list[np.ndarray[Any, Any]]] = {}
         total = 0
         for frame in incoming.read():
+            if frame.kind == "error":
+                raise BadInputError(
+                    f"it holds an error of {frame.fields.get('by', 'a command')!s:.60}: "
+                    f"{frame.fields.get('msg', '')!s:.200}"
+                )
             if frame.stream is None:
                 continue
+            if frame.kind in ("open", "data"):
+                total += self.FRAME_BYTES
             if frame.kind == "open":
                 if frame.stream in rows:
                     raise BadInputError(f"there are two streams {frame.stream}")
                 rows[frame.stream] = []
             elif frame.kind == "data":
                 codes, held = frame.tensors.get("codes"), rows[frame.stream]
-                if codes is None or codes.dtype != "u16" or len(codes.shape) != 2:
+                if codes is None or codes.dtype != "u16" or not is_codes(codes):
                     raise BadInputError(
                         f"a data frame of stream {frame.stream} holds no tensor codes, u16 [n, 37]"
                     )
                 if held and held[0].shape[1] != codes.shape[1]:
                     raise BadInputError(f"the rows of stream {frame.stream} differ in width")
                 total += len(codes.data)
-                if total > self.MAX_BYTES:
-                    raise BadInputError(f"there are over {self.MAX_BYTES >> 20} MiB of codes")
                 held.append(codes.numpy())
+            if total > self.MAX_BYTES:
+                raise BadInputError(f"there are over {self.MAX_BYTES >> 20} MiB of codes, with their frames")
         self._rows = {
             stream: np.concatenate(held) if held else np.empty((0, 0), "<u2") for stream, held in rows.items()
         }

@@ -28,6 +28,8 @@ class Hello:
     model: Mapping[str, str] | None = None
     """{family, fp}; absent where the stage has no model."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    ticks_hz: int | None = None
+    """The clock that the stage computes times with; None where it passes on those of its input."""
     feedback: Mapping[str, Any] | None = None
     """Where the next command can answer (formats.md section 8.3)."""
 
@@ -123,10 +125,14 @@ class Outgoing:
         """End a stream; `n` is the number of data frames it had."""
         return Frame("end", stream=stream, seq=self._sent.pop(stream), meta=meta or {})
 
+    def forget(self, stream: int) -> None:
+        """Count a stream no longer: an error has closed it."""
+        self._sent.pop(stream, None)
+
     def error(self, error: VoxError, stream: int | None = None) -> Frame:
         """Make an error frame; one with a stream closes that stream, one without ends the pipe."""
         if stream is not None:
-            self._sent.pop(stream, None)
+            self.forget(stream)
         fields = {"code": error.code, "msg": str(error), "by": self._name, "fatal": stream is None}
         return Frame("error", stream=stream, fields=fields)
 
@@ -288,7 +294,12 @@ class Drive:
         if hello.model is None and isinstance(upstream.meta.get("model"), dict):
             hello = replace(hello, model=upstream.meta["model"])
         chain = upstream.fields.get("chain")
-        yield self.outgoing.hello(hello, tick_rate(upstream), chain if isinstance(chain, list) else [])
+        rate_hz = tick_rate(upstream)
+        if hello.ticks_hz not in (None, rate_hz):
+            raise BadInputError(
+                f"hello declares {rate_hz} ticks per second ('tb'); here there are {hello.ticks_hz}"
+            )
+        yield self.outgoing.hello(hello, rate_hz, chain if isinstance(chain, list) else [])
         self.said_hello = True
         self._stage.prepare()
         self._ready()
@@ -303,6 +314,7 @@ class Drive:
             self.failed = True
             if frame.stream is not None:
                 self._streams.pop(frame.stream, None)
+                self.outgoing.forget(frame.stream)
             yield frame
         elif frame.stream is None or frame.raw is not None:
             yield frame

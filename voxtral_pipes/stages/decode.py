@@ -29,6 +29,8 @@ from voxtral_pipes.stages.tensors import take_rows, take_vector
 
 SILENCE_DBFS = -50.0
 """Input below this is no speech the model could have missed."""
+MAX_IDLE_KINDS = 2
+"""Kinds of streams of which states are kept; whoever mixes more makes them anew."""
 GUARD_STEP, GUARD_CAP = 0.5, 10.0
 """Logits taken from the blank id for each blank beyond the limit, and at most."""
 
@@ -70,14 +72,16 @@ class DecodeStage:
     name: str = "vx-decode"
     needs: str = "embeds"
     _idle: dict[tuple[int, int], list[StackState]] = field(default_factory=dict)
-    """States that streams have left, by delay and prompt: on CUDA each has its graphs, which are dear to make."""
+    """States that streams have left, by delay and prompt: on CUDA each has its graphs, which are dear to make.
+
+    A state is large: 0.9 GB of the published model."""
 
     def hello(self) -> Hello:
         """Describe the output: ids, and `logprob` if asked for."""
         out: dict[str, dict[str, Any]] = {"i": {"d": "u32", "h": [-1]}}
         if self.options.logprobs:
             out["logprob"] = {"d": "f32", "h": [-1]}
-        return Hello(out, self.model)
+        return Hello(out, self.model, ticks_hz=self.config.audio.rate_hz)
 
     def prepare(self) -> None:
         """Have the steps of the first stream ready on CUDA, where the first ones wait for libraries and graphs."""
@@ -94,7 +98,10 @@ class DecodeStage:
         return DecodeStream(self, settings, state, left.append), meta
 
     def _left(self, settings: StreamSettings) -> list[StackState]:
-        return self._idle.setdefault((settings.delay_tokens, settings.prompt_tokens), [])
+        key = settings.delay_tokens, settings.prompt_tokens
+        if key not in self._idle and len(self._idle) >= MAX_IDLE_KINDS:
+            del self._idle[next(iter(self._idle))]
+        return self._idle.setdefault(key, [])
 
     def _new_state(self, settings: StreamSettings) -> StackState:
         finish = partial(greedy_choice, pad=self.ids.pad)
@@ -163,7 +170,7 @@ class DecodeStream:
     def push(self, frame: Frame) -> Iterator[Output]:
         """Take embeddings, [n, dim] of any n; give an id for each position that is not inside the prompt."""
         rows = take_rows(frame, "embeds", self._decoder.config.dim)
-        levels = take_vector(frame, "level") if self._guard else []
+        levels = take_vector(frame, "level", len(rows)) if self._guard else []
         for i in range(rows.shape[0]):
             level = levels[i] if i < len(levels) else 0.0
             following = rows[i + 1 : i + 2] if i + 1 < rows.shape[0] else None

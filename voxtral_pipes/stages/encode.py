@@ -43,7 +43,11 @@ class EncodeStage:
     def hello(self) -> Hello:
         """Describe the output: `embeds` and, where the input has it, `level`."""
         embeds = {"d": WIRE_OF[self.encoder.dtype], "h": [-1, self.config.decoder.dim]}
-        return Hello({"embeds": embeds, "level": {"d": "f32", "h": [-1]}}, self.model)
+        return Hello(
+            {"embeds": embeds, "level": {"d": "f32", "h": [-1]}},
+            self.model,
+            ticks_hz=self.config.audio.rate_hz,
+        )
 
     def prepare(self) -> None:
         """Have the steps of the first stream ready on CUDA, where the first ones wait for libraries and graphs."""
@@ -120,9 +124,10 @@ class EncodeStream:
 
     def _take_levels(self, frame: Frame) -> None:
         """Queue levels, one per 80 ms however the frames are cut."""
-        self._levels = None if self._levels is None else self._levels + take_vector(frame, "level")
-        if self._levels and len(self._levels) > len(self._mel) // self._encoder.token_frames + 1:
-            raise BadInputError(f"the frame at tick {frame.tick} brings more levels than it has 80 ms of mel")
+        if self._levels is None:
+            return
+        most = len(self._mel) // self._encoder.token_frames + 1
+        self._levels += take_vector(frame, "level", most - len(self._levels))
 
     def _step(self, tokens: int) -> Output:
         used = tokens * self._encoder.token_frames
@@ -136,5 +141,11 @@ class EncodeStream:
         if self._levels is not None:
             levels["level"] = Tensor.of(np.array(self._levels[:tokens], dtype=np.float32))
             del self._levels[:tokens]
-        tensors = {"embeds": send_rows(pending()[0]), **levels}
+        rows = pending()[0].cpu()
+        if not torch.isfinite(rows).all():
+            raise BadInputError(
+                "the embeddings are not finite: the mel frames are far too large, the weights are damaged, or "
+                "--dtype f32 is needed"
+            )
+        tensors = {"embeds": send_rows(rows), **levels}
         return Output(tick, tokens * self._audio.token_samples, tensors)

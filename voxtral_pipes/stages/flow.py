@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from voxtral_pipes.config import GUIDANCE, TTS_FRAME_TICKS, FlowConfig
+from voxtral_pipes.config import GUIDANCE, TTS_FRAME_TICKS, TTS_RATE_HZ, FlowConfig
 from voxtral_pipes.errors import BadInputError, VoxError
 from voxtral_pipes.formats.frame import Frame, Tensor
-from voxtral_pipes.models.codes import END_AUDIO
+from voxtral_pipes.models.codes import END_AUDIO, check_row
 from voxtral_pipes.models.noise import frame_noise
 from voxtral_pipes.stages.base import Hello, Output
 
@@ -75,7 +75,7 @@ class FlowStage:
     def hello(self) -> Hello:
         """Describe the output: rows of codes."""
         codes = {"d": "u16", "h": [-1, 1 + self.config.acoustic_dim]}
-        return Hello({"codes": codes}, self._model)
+        return Hello({"codes": codes}, self._model, ticks_hz=TTS_RATE_HZ)
 
     def prepare(self) -> None:
         """Load the model."""
@@ -134,12 +134,23 @@ class FlowStream:
             allow_end = self._frame > 0 or not self._stage.options.no_empty
             # One row a time: a product of other shape would round otherwise.
             row = self._stage.sampler(rows[at : at + 1], self._noise(), allow_end=allow_end)
+            self._check(row)
             self._stage.back.send(self._stream, self._frame, row)
             self.done = row[0] == END_AUDIO
             tick = TTS_FRAME_TICKS * self._frame
             self._frame += 1
             yield Output(tick, TTS_FRAME_TICKS, {"codes": Tensor.of(np.array([row], dtype=np.uint16))})
             self._draw()  # while the backbone is at work
+
+    def _check(self, row: Sequence[int]) -> None:
+        config = self._stage.config
+        try:
+            check_row(row, config.semantic_size, config.acoustic_levels, 1 + config.acoustic_dim)
+        except BadInputError as error:
+            raise BadInputError(
+                f"frame {self._frame} gives no codes: the weights are damaged, or the hidden state is far too large "
+                f"({error})"
+            ) from error
 
     def _draw(self) -> None:
         options = self._stage.options

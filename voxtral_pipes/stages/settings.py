@@ -31,6 +31,10 @@ class StreamSettings:
         """
         delay = _count(meta, "delay_tokens", audio.delay_ms // audio.token_ms)
         left_pad = _count(meta, "left_pad_tokens", audio.left_pad_tokens)
+        if 1 + left_pad + delay > MAX_PROMPT_TOKENS:
+            raise BadInputError(
+                f"open asks for a prompt of 1 + {left_pad} + {delay} tokens, {MAX_PROMPT_TOKENS} at most are taken"
+            )
         prompt = _count(meta, "prompt_tokens", 1 + left_pad + delay)
         if prompt != 1 + left_pad + delay:
             raise BadInputError(

@@ -51,13 +51,21 @@ def _rows_of(frame: Frame, name: str, dtypes: Sequence[str], width: int) -> Tens
     return tensor
 
 
-def take_vector(frame: Frame, name: str) -> list[float]:
-    """Return tensor `name`, f32 [n], as floats; none where the frame does not carry it."""
+def take_vector(frame: Frame, name: str, most: int) -> list[float]:
+    """Return tensor `name`, f32 [n], as floats; none where the frame does not carry it.
+
+    Raises:
+        BadInputError: it is of another dtype or shape, or has more than `most`, as many as its rows can have.
+    """
     tensor = frame.tensors.get(name)
     if tensor is None:
         return []
     if tensor.dtype != "f32" or len(tensor.shape) != 1:
         raise BadInputError(f"{name!r} is {tensor.dtype} {list(tensor.shape)}, not f32 [n]")
+    if tensor.shape[0] > most:
+        raise BadInputError(
+            f"the frame at tick {frame.tick} brings {tensor.shape[0]} of {name!r}, {most} at most fit"
+        )
     return cast(list[float], tensor.float32().tolist())
 
 
