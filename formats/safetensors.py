@@ -62,7 +62,20 @@ class SafetensorsFile(TensorFile):
         return cls(places)
 
 
-def _parse(file: VirtualFile) -> dict[str, Place]:
+def check_layout(paths: Sequence[Path]) -> None:
+    """Check that a safetensors file, or the raw shards of one, is whole, of whatever types its tensors are.
+
+    Raises:
+        BadModelError: anything malformed, truncated or incomplete.
+    """
+    file = VirtualFile(paths)
+    if len(paths) > 1:
+        file.check_cut()
+    _parse(file, readable=False)
+
+
+def _parse(file: VirtualFile, *, readable: bool = True) -> dict[str, Place]:
+    """Read and check the header; `readable` refuses types that no model here has."""
     if file.size < 10:
         raise BadModelError(f"{file.label} is truncated: it has {file.size} bytes")
     length = int.from_bytes(file.view(0, 8), "little")
@@ -70,44 +83,46 @@ def _parse(file: VirtualFile) -> dict[str, Place]:
         raise BadModelError(f"{file.label} is not a safetensors file, or it is truncated inside its header")
     header = parse_json(bytes(file.view(8, length)), file.label)
     data_start = 8 + length
-    places = {}
+    places, spans = {}, []
     for name, entry in header.items():
         if name != "__metadata__":
-            info, begin = _entry(name, entry, file)
+            info, begin, end = _entry(name, entry, file, readable=readable)
             places[name] = Place(file, data_start + begin, info)
-    at, data = data_start, sorted(places.items(), key=lambda item: (item[1].offset, item[1].info.nbytes))
-    for name, place in data:
-        if place.offset != at:
+            spans.append((begin, end, name))
+    at = 0
+    for begin, end, name in sorted(spans):
+        if begin != at:
             raise BadModelError(
                 f"{file.label}: tensor {name!r:.120} overlaps another or leaves a hole before it"
             )
-        at += place.info.nbytes
-    if at != file.size:
+        at = end
+    if data_start + at != file.size:
         raise BadModelError(
-            f"{file.label} has {file.size} bytes and its tensors end at {at}: it is truncated, or not "
+            f"{file.label} has {file.size} bytes and its tensors end at {data_start + at}: it is truncated, or not "
             f"complete"
         )
     return places
 
 
-def _entry(name: str, entry: Any, file: VirtualFile) -> tuple[TensorInfo, int]:
-    """Check one header entry; return it and where its data begin."""
+def _entry(name: str, entry: Any, file: VirtualFile, *, readable: bool) -> tuple[TensorInfo, int, int]:
+    """Check one header entry; return it, and where its data begin and end."""
     where = f"{file.label}: tensor {name!r:.120}"
     if not isinstance(entry, dict):
         raise BadModelError(f"{where} is not described by a map")
     kind, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if kind not in TYPES:
+    if not isinstance(kind, str) or (readable and kind not in TYPES):
         raise BadModelError(f"{where} has the type {kind!r:.40}; {', '.join(TYPES)} can be read")
     if not _sizes(shape) or len(shape) > MAX_RANK:
         raise BadModelError(f"{where} has a malformed shape")
     if not _sizes(offsets) or len(offsets) != 2:
         raise BadModelError(f"{where} has malformed offsets")
     begin, end = offsets
-    if end > file.size or begin > end or prod(shape) * TYPE_SIZES[kind][1] != end - begin:
+    size = prod(shape) * TYPE_SIZES[kind][1] if kind in TYPES else end - begin
+    if end > file.size or begin > end or size != end - begin:
         raise BadModelError(
             f"{where} of {kind} {shape!r:.80} cannot lie in bytes {begin}..{end}: the file is corrupt"
         )
-    return TensorInfo(tuple(shape), kind), begin
+    return TensorInfo(tuple(shape), kind), begin, end
 
 
 def _sizes(value: Any) -> TypeGuard[list[int]]:

@@ -13,7 +13,7 @@ from voxtral_pipes.errors import BadModelError
 from voxtral_pipes.formats.family import foreign, recognise
 from voxtral_pipes.formats.gguf_table import MAGIC, GgufTable
 from voxtral_pipes.formats.pieces import PIECE_BYTES, Pieces
-from voxtral_pipes.formats.safetensors import MAX_HEADER_BYTES, SafetensorsFile
+from voxtral_pipes.formats.safetensors import MAX_HEADER_BYTES, SafetensorsFile, check_layout
 from voxtral_pipes.formats.settings import Settings, parse_json
 from voxtral_pipes.formats.shard_join import Sums, tables_of
 from voxtral_pipes.formats.shard_set import Manifest, ShardSet, find_shards
@@ -145,7 +145,7 @@ def _look_at_file(form: Form, paths: tuple[Path, ...], shards: ShardSet | None) 
         table.check_size()
         return _held_gguf(form, paths, [table], shards)
     if kind == "safetensors":
-        SafetensorsFile.open(paths, raw=len(paths) > 1)
+        check_layout(paths)
         tensors, metadata = _safetensors(source)
         return Held(form, "safetensors", paths, source.size, tuple(tensors), metadata, shards)
     if form == "raw":
@@ -174,7 +174,7 @@ def _held_gguf(
 
 
 def _safetensors(source: Pieces) -> tuple[list[Tensor], Mapping[str, Any]]:
-    """Read the header of a file that `SafetensorsFile` has taken."""
+    """Read the header of a file that `check_layout` has taken."""
     length = int.from_bytes(source.read(0, 8), "little")
     header: dict[str, Any] = json.loads(source.read(8, length))
     metadata = header.pop("__metadata__", None)

@@ -125,6 +125,22 @@ def test_info(whole: Path, tmp_path: Path) -> None:
     assert "table" not in json.loads(good("info", "--json", whole))
 
 
+def test_safetensors_of_types_that_no_model_here_has(tmp_path: Path) -> None:
+    """They are cut and joined like any file; verify and info refused them."""
+    about = {
+        "x": {"dtype": "F64", "shape": [10], "data_offsets": [0, 80]},
+        "y": {"dtype": "F8_E4M3", "shape": [3], "data_offsets": [80, 83]},
+    }
+    head = json.dumps(about).encode()
+    (tmp_path / "f64.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(83))
+    good("split", "--size", "100", tmp_path / "f64.safetensors", tmp_path / "cut")
+    assert b"2 tensors" in good("verify", "--deep", tmp_path / "cut")
+    assert b"F64" in good("info", "--tensors", tmp_path / "cut")
+    with (tmp_path / "cut" / "shard-ab").open("ab") as file:
+        file.write(b"more")
+    assert run("verify", tmp_path / "cut").returncode == 1
+
+
 def test_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     header = json.dumps({"norm.weight": {"dtype": "BF16", "shape": [40], "data_offsets": [0, 80]}}).encode()

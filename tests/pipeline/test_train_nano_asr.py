@@ -223,14 +223,14 @@ def test_murmurs_are_not_to_be_heard(packed: Path) -> None:
 def test_some_noise_swells(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In rows in which nothing is said, whose noise is even without it."""
     pack = read_pack(packed)
-    plan = Examples(pack, tokens=160, batch=96, seed=0).plan(0)
-    silent = np.setdiff1d(np.arange(96), plan.row)
+    plan = Examples(pack, tokens=90, batch=48, seed=0).plan(0)
+    silent = np.setdiff1d(np.arange(48), plan.row)
     assert len(silent) >= 2
 
     def spread(share: float) -> np.ndarray:
         """Return how much the level of each row varies over tenths of a second, in decibels."""
         monkeypatch.setattr("nano.sounds.UNEVEN", share)
-        heard = Sounds(pack, tokens=160, device=CPU)(plan, 0).numpy()[silent, LEFT_PAD * TOKEN_SAMPLES :]
+        heard = Sounds(pack, tokens=90, device=CPU)(plan, 0).numpy()[silent, LEFT_PAD * TOKEN_SAMPLES :]
         levels = [
             np.square(row[row != 0][: len(row) // 3 // 1600 * 1600]).reshape(-1, 1600).mean(1)
             for row in heard
