@@ -57,7 +57,8 @@ def parser() -> Parser:
     )  # fmt: skip
     group.add_argument(
         "--noise", type=given_path, metavar="FILE",
-        help="take the noise from FILE, npy [frames,36]: row f is for frame f, the end too; one stream only",
+        help="take the noise from FILE instead of a seed, npy [frames,36]: row f is for frame f, the end too; one "
+        "stream only",
     )  # fmt: skip
     group.add_argument(
         "--no-empty",
