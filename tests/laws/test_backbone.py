@@ -349,6 +349,20 @@ def test_saved_codes_must_be_whole_of_this_model_and_codes() -> None:
         SavedCodes(pipe("hidden", hidden_of(hidden())))
 
 
+def test_hidden_states_that_are_not_finite_close_the_stream() -> None:
+    """They went out, and vx-flow was blamed."""
+    tensors = dict(random_tensors(backbone_shapes(BACKBONE)))
+    tensors["layers.0.feed_forward.w2.weight"] = tensors["layers.0.feed_forward.w2.weight"] * torch.nan
+    damaged = Speaker(Backbone.of(tensors, BACKBONE), random_rows(9, BACKBONE.dim, 5), IDS.audio, 12)
+    said: list[str] = []
+    given = Script({0: [ROWS[0].tolist()] * 12})
+    found = list(
+        Drive(backbone_stage(given, speaking=lambda: damaged), pipe("i", text(HELLO)), said.append).run()
+    )
+    assert [frame.kind for frame in found] == ["hello", "open", "error", "end"]
+    assert len(said) == 1 and "the hidden state of frame 0 is not finite: the weights are damaged" in said[0]
+
+
 @pytest.mark.parametrize("stream", [0, None])
 def test_saved_codes_with_an_error_are_not_whole(stream: int | None) -> None:
     """They were spoken as far as they went, and the command ended with 0."""

@@ -151,7 +151,7 @@ class BackboneStream:
 
     def flush(self) -> Iterator[Output]:
         """Speak."""
-        from voxtral_pipes.stages.tensors import send_rows  # imports torch, which must not delay hello
+        from voxtral_pipes.stages.tensors import send_computed  # imports torch, which must not delay hello
 
         stage, options = self._stage, self._stage.options
         if options.stopped():
@@ -171,13 +171,8 @@ class BackboneStream:
             return  # nothing was said then
         hidden = stage.speaker.begin(prompt, limit)
         for frame in range(limit):
-            hidden = hidden.cpu()
-            if not hidden.isfinite().all():
-                raise BadInputError(
-                    f"the hidden state of frame {frame} is not finite: the weights are damaged, or --dtype f32 is "
-                    "needed"
-                )
-            yield Output(TTS_FRAME_TICKS * frame, TTS_FRAME_TICKS, {"hidden": send_rows(hidden)})
+            state = send_computed(hidden, f"the hidden state of frame {frame} is")
+            yield Output(TTS_FRAME_TICKS * frame, TTS_FRAME_TICKS, {"hidden": state})
             codes = stage.codes.take(self._stream, frame)
             if codes is None or self._ends(codes, frame) or options.stopped():
                 return

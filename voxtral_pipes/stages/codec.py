@@ -22,7 +22,7 @@ from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.models.codec import Codec, CodecState, frames_together
 from voxtral_pipes.models.codes import END_AUDIO, check_row
 from voxtral_pipes.stages.base import Hello, Output
-from voxtral_pipes.stages.tensors import take_codes
+from voxtral_pipes.stages.tensors import not_finite, take_codes
 
 NAME, NEEDS = "vx-codec", "codes"
 
@@ -135,10 +135,7 @@ class CodecStream:
         samples, self._state = self._codec.step(self._state, codes[None])
         audio: npt.NDArray[np.float32] = samples.cpu().numpy().reshape(len(rows), -1)
         if not np.isfinite(audio).all():
-            raise BadInputError(
-                f"audio frame {self._frames}: the samples are not finite: the weights are damaged, or --dtype f32 is "
-                "needed"
-            )
+            raise not_finite(f"audio frame {self._frames}: the samples are")
         return audio
 
     def _ends(self, row: Codes) -> bool:

@@ -18,14 +18,13 @@ import numpy as np
 import torch
 
 from voxtral_pipes.config import AsrConfig
-from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.formats.tekken import PUBLISHED_SPECIAL, Tekken
 from voxtral_pipes.models.decode import CHOSEN, Choice, Decoder, greedy_choice
 from voxtral_pipes.models.stack import StackState
 from voxtral_pipes.stages.base import Hello, Output
 from voxtral_pipes.stages.settings import StreamSettings
-from voxtral_pipes.stages.tensors import take_rows, take_vector
+from voxtral_pipes.stages.tensors import not_finite, take_rows, take_vector
 
 SILENCE_DBFS = -50.0
 """Input below this is no speech the model could have missed."""
@@ -237,9 +236,7 @@ class DecodeStream:
     def _decide(self, choice: Choice, level: float) -> Output:
         """Take the most likely id (asr.md section 11: greedy is the only mode) and see whether it ends the stream."""
         if not math.isfinite(choice.log_sum):
-            raise BadInputError(
-                "the logits are not finite: the weights are damaged, or --dtype f32 is needed"
-            )
+            raise not_finite("the logits are")
         pads = choice.prefers_pad(self._guard.penalty() if self._guard else 0.0)
         token, logit = (self._ids.pad, choice.pad_logit) if pads else (choice.id, choice.logit)
         self._token = token

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 
 from voxtral_pipes.config import AsrConfig
-from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.frame import Frame, Tensor
 from voxtral_pipes.models.encode import Encoder, EncoderState
 from voxtral_pipes.stages.base import Hello, Output
 from voxtral_pipes.stages.settings import StreamSettings
-from voxtral_pipes.stages.tensors import WIRE_OF, send_rows, take_rows, take_vector
+from voxtral_pipes.stages.tensors import DAMAGED, WIRE_OF, send_computed, take_rows, take_vector
 
 MAX_STEP_TOKENS = 32
 """Embeddings per step of a file (2560 ms), and of the left padding of a live stream."""
@@ -141,11 +140,6 @@ class EncodeStream:
         if self._levels is not None:
             levels["level"] = Tensor.of(np.array(self._levels[:tokens], dtype=np.float32))
             del self._levels[:tokens]
-        rows = pending()[0].cpu()
-        if not torch.isfinite(rows).all():
-            raise BadInputError(
-                "the embeddings are not finite: the mel frames are far too large, the weights are damaged, or "
-                "--dtype f32 is needed"
-            )
-        tensors = {"embeds": send_rows(rows), **levels}
+        causes = f"the mel frames are far too large, {DAMAGED}"
+        tensors = {"embeds": send_computed(pending()[0], "the embeddings are", causes), **levels}
         return Output(tick, tokens * self._audio.token_samples, tensors)

@@ -1,4 +1,4 @@
-"""Tensors between frames and torch, checked on the way in: a NaN is an error where it enters, not ten layers later."""
+"""Tensors between frames and torch, checked both ways: a NaN is an error where it enters or arises, not later."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from voxtral_pipes.errors import BadInputError
 from voxtral_pipes.formats.bf16 import is_finite
 from voxtral_pipes.formats.frame import Frame, Tensor
 
+DAMAGED = "the weights are damaged"
 WIRE_OF = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -67,6 +68,23 @@ def take_vector(frame: Frame, name: str, most: int) -> list[float]:
             f"the frame at tick {frame.tick} brings {tensor.shape[0]} of {name!r}, {most} at most fit"
         )
     return cast(list[float], tensor.float32().tolist())
+
+
+def not_finite(what: str, causes: str = DAMAGED) -> BadInputError:
+    """Make the error of a stage whose result is no number, which is told where it arises."""
+    return BadInputError(f"{what} not finite: {causes}, or --dtype f32 is needed")
+
+
+def send_computed(rows: torch.Tensor, what: str, causes: str = DAMAGED) -> Tensor:
+    """Wrap what a stage has computed, as `send_rows` does.
+
+    Raises:
+        BadInputError: it holds NaN or infinity (see `not_finite`).
+    """
+    held = rows.cpu()
+    if not held.isfinite().all():
+        raise not_finite(what, causes)
+    return send_rows(held)
 
 
 def send_rows(rows: torch.Tensor) -> Tensor:
